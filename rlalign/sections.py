@@ -1,0 +1,204 @@
+"""The sections of a configuration that every algorithm shares: names, types, bounds, defaults.
+
+Every bool defaults to false, because a W&B agent may leave a false flag out of its command line.
+Each field's description is what `docs/configuration.md` and `rlalign config --schema` print.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LoraSection(Section):
+    r: Positive = Field(16, description="rank of the adapters")
+    alpha: PositiveFloat | None = Field(None, description="scaling numerator; null means 2 r")
+    target_modules: str | list[str] = Field(
+        "all-linear", description="peft's `target_modules`: all-linear, or module names"
+    )
+
+
+class ModelSection(Section):
+    name: str = Field(
+        "smollm2-135m",
+        min_length=1,
+        description="an embedded model's name, a hub id or a local directory of a causal LM",
+    )
+    revision: str | None = Field(None, description="hub revision: a branch, tag or commit")
+    lora: LoraSection | None = Field(
+        None,
+        description="train adapters, the reference being the model without them; "
+        "null trains every weight against a frozen copy",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="compute precision; auto takes bfloat16 where the processor has it"
+    )
+    quantization: Literal["none", "4bit", "8bit"] = Field(
+        "none", description="quantise the frozen base under LoRA (needs bitsandbytes and a GPU)"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: less memory, about 1/3 slower"
+    )
+    attention: str = Field("sdpa", description="transformers' `attn_implementation`")
+    trust_remote_code: bool = Field(
+        False, description="run Python code that comes with the model; only for models you trust"
+    )
+
+
+class PromptsSection(Section):
+    path: str = Field(
+        "experiments/data/openings.jsonl",
+        min_length=1,
+        description="a JSONL or parquet file, a saved dataset's directory, or a hub dataset id",
+    )
+    column: str = Field("prompt", description="the column that holds the prompt: text or messages")
+    split: str = Field("train", description="split of a hub or saved dataset")
+    eval_path: str | None = Field(
+        None, description="held-out prompts; null holds out `eval_fraction` of `path`"
+    )
+    eval_fraction: float = Field(
+        0.1, ge=0, lt=1, description="share of the prompts held out when `eval_path` is null"
+    )
+    max_length: Positive | None = Field(
+        None, description="refuse prompts of more tokens; null: what the model's context leaves"
+    )
+    chat: bool = Field(False, description="wrap plain prompts in the model's chat template")
+
+
+class SamplingSection(Section):
+    max_new_tokens: Positive = Field(32, description="longest response, in tokens, EOS included")
+    temperature: PositiveFloat = Field(
+        1.0, description="divides the logits everywhere: sampling, policy, reference, eval"
+    )
+    samples_per_prompt: Positive = Field(1, description="responses drawn for each prompt")
+    stop: list[str] = Field(
+        [], description="a response ends, as finished, at the token that completes one of these"
+    )
+    batch_size: Positive | None = Field(
+        None, description="most rows decoded at once in a process; null: all of them"
+    )
+
+
+class KLSection(Section):
+    coef: NonNegativeFloat = Field(
+        0.1, description="beta: reward per nat of KL to the reference; where the control starts"
+    )
+    target: PositiveFloat | None = Field(
+        None, description="nats a response that the adaptive coefficient steers to; null: fixed"
+    )
+    horizon: Positive = Field(
+        10_000, description="samples over which the adaptive coefficient moves (Ziegler 2019)"
+    )
+    estimator: Literal["k1", "k2", "k3"] = Field(
+        "k1", description="per-token estimator of the KL that is optimised"
+    )
+    placement: Literal["reward", "loss", "ratio_loss"] = Field(
+        "reward",
+        description="k1 in `reward` reaches the target; `loss` (k2) and `ratio_loss` (k1, k3) drop "
+        "the effect of a token on later KL and have another optimum",
+    )
+
+
+class ScoreSection(Section):
+    clip: tuple[FiniteFloat, FiniteFloat] | None = Field(
+        None, description="bounds of the weighted sum; part of the target"
+    )
+    normalize: bool = Field(
+        False, description="divide score and KL alike by the score's running standard deviation"
+    )
+    missing_eos_penalty: NonNegativeFloat = Field(
+        0.0, description="subtracted from the score of a response without EOS; part of the target"
+    )
+
+
+class OptimSection(Section):
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moment decays")
+    eps: PositiveFloat = Field(1e-8, description="AdamW's denominator term")
+    weight_decay: NonNegativeFloat = Field(0.0, description="AdamW's decoupled weight decay")
+    max_grad_norm: PositiveFloat | None = Field(1.0, description="clip the gradient; null: never")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="learning rate from its peak to `final_lr_fraction` of it"
+    )
+    final_lr_fraction: float = Field(0.0, ge=0, le=1, description="where linear and cosine end")
+    warmup_iterations: NonNegative = Field(0, description="iterations of linear warm-up")
+    micro_batch_tokens: Positive | None = Field(
+        None,
+        description="most tokens (rows x padded length) in one forward and backward; null: 8192",
+    )
+
+
+class TrainSection(Section):
+    iterations: Positive = Field(40, description="rounds of collect, score, update")
+    samples: Positive = Field(64, description="responses an iteration, over all processes")
+    seed: NonNegative = Field(0, description="of every random generator")
+    threads: Literal["auto"] | Positive = Field(
+        "auto", description="torch threads a process; auto: allowed cores over local processes"
+    )
+
+
+class EvalSection(Section):
+    every: NonNegative = Field(
+        10, description="iterations between evaluations on held-out prompts; 0: never"
+    )
+    samples: Positive = Field(64, description="responses an evaluation, over all processes")
+    dtype: Literal["float32", "train"] = Field(
+        "float32", description="precision of the yardstick; `train` saves memory and is coarser"
+    )
+
+
+class CheckpointSection(Section):
+    every: NonNegative = Field(10, description="iterations between checkpoints; 0: only the last")
+    keep: Positive = Field(2, description="how many of the newest to keep, beside the best")
+    best: str | None = Field(
+        "eval/objective",
+        description="metric whose highest value marks the best checkpoint; null keeps none",
+    )
+
+
+class RunSection(Section):
+    name: str = Field(
+        "auto",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="the run's folder under `dir`; auto: the configuration's name and the time",
+    )
+    dir: str = Field("runs", min_length=1, description="where runs are kept")
+    resume: str = Field(
+        "never",
+        description="never, auto (newest sound checkpoint of `name`, or a fresh start), or the "
+        "path of a checkpoint",
+    )
+
+
+class RunConfig(Section):
+    """What every run states; an algorithm's own run model adds its section."""
+
+    model: ModelSection = ModelSection()
+    prompts: PromptsSection = PromptsSection()
+    sampling: SamplingSection = SamplingSection()
+    rewards: dict[str, dict[str, Any]] = Field(
+        {}, description="name -> {kind, weight, scale, clip, on_error, parameters of the kind}"
+    )
+    score: ScoreSection = ScoreSection()
+    kl: KLSection = KLSection()
+    optim: OptimSection = OptimSection()
+    train: TrainSection = TrainSection()
+    eval: EvalSection = EvalSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    run: RunSection = RunSection()
+    trackers: list[Literal["wandb", "tensorboard"]] = Field(
+        ["wandb"], description="beside metrics.jsonl and samples.jsonl, which are always written"
+    )
+    reward_files: list[str] = Field(
+        [], description="your own Python files with @reward functions; they are run, so trust them"
+    )
