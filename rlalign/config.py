@@ -1,0 +1,218 @@
+"""Configurations: a YAML file, overrides and a schema become one frozen, checked run model.
+
+`load_config` reads a command line, `from_mapping` Python values. Every fault of one load is
+reported together, one a line, named as the user typed it. Nothing here imports torch.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from rlalign.overrides import Override, dump_yaml, parse_argv, read_yaml
+from rlalign.problems import ConfigError, Problems, dotted, shown
+from rlalign.reward_settings import entry_schemas, settle_rewards
+from rlalign.schema import Node, describe, nearest, node_at, unknown_setting
+from rlalign.sections import PromptsSection, RunConfig
+from rlalign.settle import apply_overrides, plain_copy, settle
+
+__all__ = [
+    "ConfigError",
+    "from_mapping",
+    "json_schema",
+    "load_config",
+    "resolved_yaml",
+    "to_flat",
+]
+
+Run = TypeVar("Run", bound=RunConfig)
+Scalar = str | int | float | bool
+
+PACKAGED = Path(__file__).parent / "quickstart"  # filled when a wheel is built
+
+
+def load_config(
+    run_model: type[Run],
+    argv: Sequence[str],
+    default: str | Path | None = None,
+    *,
+    rewards_given: bool = False,
+) -> Run:
+    """The configuration that a command line asks for: `--config FILE` or `default`, overridden.
+
+    `--a.b=c`, `--a.b c`, `a.b=c`, a bare `--a.b` for a bool, and one JSON mapping are understood.
+    Without a default the run model's own defaults are where overrides start. At least one reward
+    is required unless `rewards_given`.
+    """
+    line = parse_argv(argv, run_model.model_fields)
+    problems = Problems(line.problems)
+    base: dict[str, Any] = {}
+    try:
+        if line.config is not None:
+            base = read_file(line.config)
+        elif default is not None:
+            base = read_file(_default_file(Path(default)))
+    except ConfigError as error:
+        problems.say(str(error))
+        problems.raise_if_any()
+    return _build(run_model, base, line.overrides, problems, rewards_given)
+
+
+def from_mapping(
+    run_model: type[Run],
+    given: RunConfig | Mapping[str, Any] | str | Path | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    rewards_given: bool = False,
+) -> Run:
+    """The configuration from Python: nested values or a file's path, and dotted overrides.
+
+    `overrides` maps paths to values (`{"ppo.lr": 1e-5}`) or holds what a command line would.
+    """
+    if isinstance(given, str | Path):
+        base = read_file(given)
+    elif isinstance(given, RunConfig):
+        base = given.model_dump(mode="json")
+    else:
+        base = dict(given or {})
+    if isinstance(overrides, Mapping):
+        items = [Override(tuple(key.split(".")), value, None) for key, value in overrides.items()]
+        return _build(run_model, base, items, Problems(), rewards_given)
+    line = parse_argv(overrides, run_model.model_fields)
+    problems = Problems(line.problems)
+    if line.config is not None:
+        problems.say(f"--config {line.config}: a configuration is given already")
+    return _build(run_model, base, line.overrides, problems, rewards_given)
+
+
+def resolved_yaml(config: RunConfig) -> str:
+    """Every setting with its value, as YAML that loads to an equal configuration."""
+    return dump_yaml(config.model_dump(mode="json"))
+
+
+def to_flat(config: RunConfig) -> dict[str, Scalar]:
+    """Dotted paths to scalars, for trackers: lists become JSON text, nulls are left out."""
+    return dict(_flatten(config.model_dump(mode="json"), ""))
+
+
+def json_schema(run_model: type[RunConfig]) -> dict[str, Any]:
+    """The JSON Schema of a configuration file; `rewards` is a `oneOf` over the known kinds."""
+    schema = run_model.model_json_schema()
+    entries = {"oneOf": [*entry_schemas(), {"type": "null"}]}
+    rewards = {**schema["properties"]["rewards"], "additionalProperties": entries}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "properties": {**schema["properties"], "rewards": rewards},
+    }
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file; ConfigError names the file, and the line where it breaks."""
+    try:
+        value = read_yaml(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"--config {path}: no such file in {Path.cwd()}") from error
+    except OSError as error:
+        raise ConfigError(f"--config {path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config {path}: is not UTF-8 text") from error
+    except ValueError as error:
+        raise ConfigError(f"--config {path}: {error}") from error
+    if value is None:
+        raise ConfigError(f"--config {path}: is empty; copy experiments/quickstart.yaml to start")
+    if not isinstance(value, dict):
+        kind = "a list" if isinstance(value, list) else f"the single value {shown(value)}"
+        raise ConfigError(f"--config {path}: holds {kind}; the top level is a mapping of sections")
+    return value
+
+
+def _default_file(default: Path) -> Path:
+    packaged = PACKAGED / default.name
+    if default.exists() or not packaged.exists():
+        return default
+    return packaged
+
+
+def _build(
+    run_model: type[Run],
+    base: Mapping[str, Any],
+    overrides: Sequence[Override],
+    problems: Problems,
+    rewards_given: bool,
+) -> Run:
+    root = run_model.model_json_schema()
+    mapping = plain_copy(base, (), problems)
+    declared = list(mapping["rewards"]) if isinstance(mapping.get("rewards"), dict) else []
+    texts = apply_overrides(root, mapping, overrides, problems)
+    settle(root, root, mapping, (), texts, problems)
+    settle_rewards(mapping, declared, texts, problems, rewards_given)
+    _use_packaged_prompts(mapping)
+    try:
+        config = run_model.model_validate_json(json.dumps(mapping), strict=True)
+    except ValidationError as error:
+        for detail in error.errors():
+            _explain(root, mapping, detail, problems)
+    problems.raise_if_any()
+    return config
+
+
+def _use_packaged_prompts(mapping: dict[str, Any]) -> None:
+    """Outside a checkout the quickstart's prompts are those in the installed package."""
+    own = PromptsSection.model_fields["path"].default
+    packaged = PACKAGED / Path(own).name
+    prompts = mapping.get("prompts", {})
+    if not isinstance(prompts, dict) or prompts.get("path", own) != own:
+        return
+    if packaged.exists() and not Path(own).exists():
+        mapping["prompts"] = {**prompts, "path": str(packaged)}
+
+
+def _explain(root: Node, mapping: Any, detail: ErrorDetails, problems: Problems) -> None:
+    path: list[str | int] = []
+    value: Any = mapping
+    part: Any
+    for part in detail["loc"]:
+        keys = range(len(value)) if isinstance(value, list) else value
+        if not isinstance(value, list | dict) or part not in keys:
+            break  # a missing key, or a union's own tag
+        value = value[part]
+        path.append(part)
+    missing = detail["loc"][len(path) :]
+    name, node = dotted(path), node_at(root, path)
+    if detail["type"] == "extra_forbidden":
+        problems.add(path, unknown_setting(root, [str(part) for part in path]))
+    elif detail["type"] == "missing" and missing and isinstance(missing[0], str):
+        problems.add([*path, *missing], f"{dotted([*path, *missing])} is missing")
+    elif detail["type"] in ("value_error", "assertion_error"):
+        reason = str(detail["ctx"]["error"])
+        problems.add([*path, reason], reason if name in reason else f"{name}: {reason}")
+    elif detail["type"] == "finite_number":
+        problems.add(path, f"{name}={shown(value)} is not finite")
+    elif node is None:
+        problems.add(path, f"{name}={shown(value)}: {detail['msg']}")
+    else:
+        rule = describe(root, node) + _hint(node, value)
+        problems.add(path, f"{name}={shown(value)} is not {rule}")
+
+
+def _hint(node: Node, value: Any) -> str:
+    choices = node.get("enum", [])
+    close = nearest(value, map(str, choices)) if isinstance(value, str) else None
+    if close:
+        return f"; did you mean {close}?"
+    is_scalar = isinstance(value, int | float) and not isinstance(value, bool)
+    return "; put it in quotes" if node.get("type") == "string" and is_scalar else ""
+
+
+def _flatten(value: Any, prefix: str) -> Iterator[tuple[str, Scalar]]:
+    for key, item in value.items():
+        if isinstance(item, dict):
+            yield from _flatten(item, f"{prefix}{key}.")
+        elif isinstance(item, list):
+            yield prefix + key, json.dumps(item, ensure_ascii=False)
+        elif item is not None:
+            yield prefix + key, item

@@ -1,0 +1,46 @@
+"""The faults of one configuration: gathered, told apart by setting, raised together."""
+
+import reprlib
+from collections.abc import Sequence
+
+Path = Sequence[str | int]
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = 80
+_repr.maxlist = _repr.maxdict = 8
+
+
+class ConfigError(ValueError):
+    """A configuration is wrong; each line names a setting, its value, the rule and the fix."""
+
+
+class Problems:
+    """Messages by setting, in the order found; the first about a setting stays."""
+
+    def __init__(self, messages: Sequence[str] = ()) -> None:
+        self._messages = {message: message for message in messages}
+
+    def add(self, path: Path, message: str) -> None:
+        self._messages.setdefault(dotted(path), message)
+
+    def say(self, message: str) -> None:
+        """Add a message that belongs to no one setting."""
+        self._messages[message] = message
+
+    def __contains__(self, path: Path) -> bool:
+        return dotted(path) in self._messages
+
+    def raise_if_any(self) -> None:
+        if self._messages:
+            raise ConfigError("\n".join(self._messages.values()))
+
+
+def dotted(path: Path) -> str:
+    """A path as one types it: `rewards.space.words[0]`."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return "".join(parts).removeprefix(".")
+
+
+def shown(value: object) -> str:
+    """A value as it stands in a message, long ones cut."""
+    return _repr.repr(value)
