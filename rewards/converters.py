@@ -66,7 +66,7 @@ def smollm2(unpacked: Path, target: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf)
     # A model that came from a GGUF file counts as quantised and refuses `save_pretrained`.
     settings = quantised.config.to_dict()
-    for key in ("quantization_config", "_name_or_path"):
+    for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):
         settings.pop(key, None)
     # The file's pad is its EOS (id 2): a mask by pad id would then drop the real EOS.
     settings |= {"pad_token_id": 0, "architectures": ["LlamaForCausalLM"]}

@@ -114,9 +114,9 @@ def path(name: str) -> Path:
     """
     package = _package(name)
     directory = cache_dir() / "models" / f"{name}-{package.version}-{package.revision}"
-    if _damage(directory, package) is None:
-        return directory
     try:
+        if _damage(directory, package) is None:
+            return directory
         directory.parent.mkdir(parents=True, exist_ok=True)
         with _locked(directory.with_name(f".{directory.name}.lock"), name):
             damage = _damage(directory, package)  # another process may have been here first
@@ -126,8 +126,8 @@ def path(name: str) -> Path:
                 _prepare(name, package, directory)
     except OSError as error:
         raise EmbeddedError(
-            f"embedded model {name!r}: cannot write {directory}: {error}; make room there, or point "
-            "RLALIGN_CACHE at a directory that can be written"
+            f"embedded model {name!r}: cannot use {directory}: {error}; mend that, or point "
+            "RLALIGN_CACHE at another directory"
         ) from error
     return directory
 

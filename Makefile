@@ -1,0 +1,74 @@
+# `make ppo` and `make test` start from a bare clone; `make help` lists the rest.
+# Once .venv and the model cache are filled, none of these needs a network.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# More for the job: make ppo ARGS="--train.iterations=80", make test ARGS="-k gae".
+ARGS ?=
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# The build tool is installed beside the rest, so an editable install fetches nothing by itself.
+INSTALL := $(PIP) install -q -c constraints.txt
+JOB_EXTRAS := embedded,classifiers
+TEST_EXTRAS := embedded,classifiers,trackers,sweep,dev
+# One plain process, said in full: `accelerate launch` lists every value that it had to guess.
+LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 \
+	--mixed_precision no --dynamo_backend no
+
+.DEFAULT_GOAL := help
+.PHONY: help ppo test prove env env-test models clean distclean
+
+help:
+	@echo 'make ppo        steer the embedded model with four rewards   (ARGS="--train.iterations=80")'
+	@echo 'make test       ruff, mypy and pytest                        (ARGS="-k gae" goes to pytest)'
+	@echo 'make prove      the slow proofs: learning curves, oracle over seeds'
+	@echo 'make env        only the environment of the job;  env-test: that of the tests'
+	@echo 'make models     only fetch and convert the embedded models'
+	@echo 'make clean      remove what builds and tools left;  distclean: .venv too'
+
+ppo: models
+	@$(LAUNCH) launch/ppo.py $(ARGS)
+
+test: env-test
+	@$(BIN)/python -m rewards.embedded > /dev/null
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest $(ARGS)
+
+prove: env-test
+	@$(BIN)/python -m rewards.embedded > /dev/null
+	$(BIN)/python -m pytest -m prove $(ARGS)
+
+models: env
+	@$(BIN)/python -m rewards.embedded > /dev/null
+
+env: $(VENV)/.installed-job
+env-test: $(VENV)/.installed-test
+
+# A stamp is the last thing that a recipe writes, so what failed is tried again.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "error: $(PYTHON) is Python %d.%d; rlalign needs 3.11 or newer: make PYTHON=python3.11 ..." % v[:2])'
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed-job: $(VENV)/.created pyproject.toml setup.py constraints.txt
+	@echo "installing into $(VENV) what constraints.txt pins (about 2 GB; minutes the first time)"
+	@$(INSTALL) setuptools
+	@$(INSTALL) --no-build-isolation -e '.[$(JOB_EXTRAS)]'
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.created pyproject.toml setup.py constraints.txt
+	@echo "installing into $(VENV) what constraints.txt pins, with the tools of the tests"
+	@$(INSTALL) setuptools
+	@$(INSTALL) --no-build-isolation -e '.[$(TEST_EXTRAS)]'
+	@touch $(VENV)/.installed-job $@
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find rlalign rewards tests launch experiments -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
