@@ -1,0 +1,213 @@
+"""A run's folder: where it is, what lies in it, and run.json, which says how the run was made."""
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from rlalign.files import FileError, read_json, sha256, write_atomically
+from rlalign.problems import ConfigError
+from rlalign.redact import redact_command, redact_text
+from rlalign.sections import RunSection
+
+logger = logging.getLogger(__name__)
+
+Status = Literal["running", "done", "failed", "preempted"]
+PACKAGES = ("rlalign", "torch", "transformers", "trl", "accelerate", "peft")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config_yaml(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def run_json(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def metrics_jsonl(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples_jsonl(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def plots(self) -> Path:
+        return self.path / "plots"
+
+    def read_run_json(self) -> dict[str, Any]:
+        """What run.json says; nothing if there is none or it is damaged."""
+        if not self.run_json.exists():
+            return {}
+        try:
+            return read_json(self.run_json)
+        except FileError as error:
+            logger.warning("%s; it is begun anew", error)
+            return {}
+
+    def write_run_json(self, fields: Mapping[str, Any]) -> None:
+        """Merge `fields` into run.json, which a reader sees before or after, never half-written."""
+        merged = {**self.read_run_json(), **fields}
+        write_atomically(self.run_json, json.dumps(merged, indent=1, ensure_ascii=False) + "\n")
+
+    def start(
+        self,
+        *,
+        argv: Sequence[str],
+        world_size: int,
+        seeds: Mapping[str, int],
+        reward_files: Sequence[str | Path] = (),
+    ) -> None:
+        """Write down what began: versions, command, hashes. A resumed run keeps its first start."""
+        now = _now()
+        before = self.read_run_json()
+        begun = {"started_at": before.get("started_at", now)}
+        if before:
+            begun["resumed_at"] = now
+        self.write_run_json(
+            {
+                "name": self.name,
+                "status": "running",
+                **begun,
+                "ended_at": None,
+                "exit_code": None,
+                "message": None,
+                "command": redact_command(argv),
+                "world_size": world_size,
+                "seeds": dict(seeds),
+                "reward_files": {str(path): sha256(Path(path)) for path in reward_files},
+                "versions": versions(),
+                "git": git_commit(),
+            }
+        )
+
+    def finish(self, status: Status, exit_code: int, message: str | None = None) -> None:
+        """Write down how it ended; launchers swallow the exit code, so this is where it lasts."""
+        self.write_run_json(
+            {
+                "status": status,
+                "exit_code": exit_code,
+                "message": redact_text(message) if message else message,
+                "ended_at": _now(),
+            }
+        )
+
+
+def open_run(run: RunSection, stem: str) -> RunFolder:
+    """Make or reopen the folder of a run under `run.dir`.
+
+    Called by one process, which tells the others the path. `stem` begins an automatic name.
+    """
+    root = Path(run.dir)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run.dir={run.dir!r} cannot be made: {error}; name another") from error
+    checkpoint = None if run.resume in ("never", "auto") else Path(run.resume)
+    if run.name == "auto":
+        if run.resume == "auto":
+            raise ConfigError("run.resume='auto' needs run.name, to know which run to go on with")
+        owner = _run_of(checkpoint) if checkpoint else None
+        if owner is not None and owner.is_dir() and owner.parent.resolve() == root.resolve():
+            return RunFolder(owner)
+        return _new_run(root, stem)
+    path = root / run.name
+    inside = path.resolve().parent == root.resolve()
+    if not inside or path.resolve().name != run.name:
+        raise ConfigError(f"run.name={run.name!r} leads out of run.dir={run.dir!r}; name a folder")
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"run.name={run.name!r}: {path} is a file; choose another name")
+    with contextlib.suppress(FileExistsError):
+        path.mkdir()
+    goes_on = run.resume == "auto" or (checkpoint is not None and _is_of(checkpoint, path))
+    if any(path.iterdir()) and not goes_on:
+        raise ConfigError(
+            f"run.name={run.name!r}: {path} holds a run already; give --run.resume=auto to go on "
+            "with it, or another --run.name"
+        )
+    return RunFolder(path)
+
+
+def versions() -> dict[str, str | None]:
+    """Version of Python and of each package that numbers depend on; null if not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def command_line() -> list[str]:
+    """How this process was started, as Python saw it; `start` hides the secrets in it."""
+    return [os.path.basename(sys.executable), *sys.argv]
+
+
+def git_commit(folder: Path | None = None) -> dict[str, Any] | None:
+    """Commit of the working tree, and whether files in it differ; None outside of one."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder or Path.cwd()), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return result.stdout.strip()
+
+    try:
+        status = git("status", "--porcelain", "--untracked-files=no")
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(status)}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _new_run(root: Path, stem: str) -> RunFolder:
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")[:40] or "run"
+    name = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    for attempt in range(1, 1000):
+        path = root / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            path.mkdir()  # two runs of the same second: the folder tells who was first
+        except FileExistsError:
+            continue
+        return RunFolder(path)
+    raise ConfigError(f"run.dir={str(root)!r} has too many runs named {name}; give a --run.name")
+
+
+def _run_of(checkpoint: Path) -> Path | None:
+    """The run that a checkpoint lies in, if it lies in one."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
+
+
+def _is_of(checkpoint: Path, run: Path) -> bool:
+    owner = _run_of(checkpoint)
+    return owner is not None and owner.resolve() == run.resolve()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
