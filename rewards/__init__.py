@@ -1,0 +1,40 @@
+"""What a completion is worth: rewards by name, and everything that is needed to add one."""
+
+from rewards import lexical, structure, style, topic
+from rewards.compose import RewardEntry, RewardOutput, RewardSet, parse_entries
+from rewards.contract import RewardConfigError, RewardError, Score, Span
+from rewards.entries import entries_json_schema
+from rewards.registry import (
+    check_params,
+    describe,
+    from_function,
+    get,
+    json_schema,
+    kinds,
+    load_file,
+    reward,
+)
+
+__all__ = [
+    "RewardConfigError",
+    "RewardEntry",
+    "RewardError",
+    "RewardOutput",
+    "RewardSet",
+    "Score",
+    "Span",
+    "check_params",
+    "describe",
+    "entries_json_schema",
+    "from_function",
+    "get",
+    "json_schema",
+    "kinds",
+    "lexical",
+    "load_file",
+    "parse_entries",
+    "reward",
+    "structure",
+    "style",
+    "topic",
+]

@@ -1,0 +1,236 @@
+"""One reward on a batch: columns by name, values checked, the culprit named, texts cached."""
+
+import inspect
+import math
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from rewards.contract import Loads, Reward, RewardConfigError, RewardError, Score, Span, brief
+from rewards.entries import RewardEntry
+from rewards.spec import RewardSpec
+
+Columns = Mapping[str, Sequence[Any]]
+Value = float | Score | None
+SKIP_CEILING = 0.2  # share of a batch that may fail under on_error: skip
+_CACHED_VALUES = 10_000
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why one sample has no value."""
+
+    reason: str
+    cause: Exception | None = None
+
+
+class BuiltReward:
+    """A reward with its configuration, called with whole batches."""
+
+    def __init__(self, entry: RewardEntry, spec: RewardSpec, function: Reward) -> None:
+        self.entry, self.spec, self._function = entry, spec, function
+        self._cache: OrderedDict[Hashable, Value] = OrderedDict()
+
+    @property
+    def label(self) -> str:
+        return f"reward '{self.entry.name}' ({self.spec.kind}, {self.spec.source})"
+
+    def load(self) -> None:
+        """The slow part of building, which a class may have: see `@reward`."""
+        if not (inspect.isclass(self.spec.target) and isinstance(self._function, Loads)):
+            return
+        try:
+            self._function.load()
+        except RewardConfigError as error:
+            raise error.within(f"rewards.{self.entry.name}") from error
+
+    def values(self, data: Columns, *, use_cache: bool = True) -> tuple[list[Value], int]:
+        """A value for each sample, and how many of them failed and became None."""
+        data = self._select(data)
+        size = len(data["completions"]) if "completions" in data else _length(data)
+        keys = self._keys(data, size) if use_cache else [None] * size
+        # Samples to compute: one for each new key, and all that have none.
+        first: dict[Hashable, int] = {}
+        wanted = []
+        for i, key in enumerate(keys):
+            if key is None or (key not in self._cache and key not in first):
+                wanted.append(i)
+                first.setdefault(key, i)
+        fresh = dict(zip(wanted, self._compute(data, wanted), strict=True))
+        results: list[Value | Failure] = []
+        for i, key in enumerate(keys):
+            if i in fresh:
+                results.append(fresh[i])
+            elif key in first:
+                results.append(fresh[first[key]])
+            else:
+                self._cache.move_to_end(key)
+                results.append(self._cache[key])
+        self._remember(keys, results)
+        return self._settle(results, data)
+
+    def _select(self, data: Columns) -> Columns:
+        signature = self.spec.signature
+        if signature.takes_all:
+            return data
+        for name, optional in signature.data.items():
+            if name not in data and not optional:
+                raise RewardError(
+                    f"reward '{self.entry.name}' needs the column '{name}'; the data has: "
+                    f"{', '.join(sorted(data))}"
+                )
+        return {name: data[name] for name in signature.data if name in data}
+
+    def _keys(self, data: Columns, size: int) -> list[Hashable]:
+        if not self.spec.cache:
+            return [None] * size
+        return [_key([column[i] for column in data.values()]) for i in range(size)]
+
+    def _compute(self, data: Columns, wanted: Sequence[int]) -> list[Value | Failure]:
+        if not wanted:
+            return []
+        try:
+            returned = self._call(data, wanted)
+        except RewardConfigError as error:
+            raise error.within(f"rewards.{self.entry.name}") from error
+        except Exception as error:
+            return self._one_by_one(data, wanted, error)
+        return self._checked(returned, data, wanted)
+
+    def _one_by_one(
+        self, data: Columns, wanted: Sequence[int], error: Exception
+    ) -> list[Value | Failure]:
+        """The batch call raised: find the samples that are to blame."""
+        results: list[Value | Failure] = []
+        for i in wanted:
+            try:
+                results += self._checked(self._call(data, [i]), data, [i])
+            except RewardError:
+                raise
+            except Exception as alone:
+                results.append(Failure(f"raised {_described(alone)}", alone))
+                if self.entry.on_error == "raise":
+                    break
+        if not any(isinstance(result, Failure) for result in results):
+            raise RewardError(
+                f"{self.label} raised {_described(error)} on {len(wanted)} samples, though on none "
+                "of them alone"
+            ) from error
+        failed = [Failure("was not tried")] * (len(wanted) - len(results))
+        return [*results, *failed]
+
+    def _call(self, data: Columns, wanted: Sequence[int]) -> object:
+        return self._function(
+            **{name: [column[i] for i in wanted] for name, column in data.items()}
+        )
+
+    def _checked(
+        self, returned: object, data: Columns, wanted: Sequence[int]
+    ) -> list[Value | Failure]:
+        returned = _plain(returned)
+        if not isinstance(returned, list | tuple):
+            raise RewardError(
+                f"{self.label} returned {type(returned).__name__} {brief(returned)}; a reward "
+                "returns a list with a number or None for each sample"
+            )
+        if len(returned) != len(wanted):
+            raise RewardError(
+                f"{self.label} returned {len(returned)} values for {len(wanted)} samples"
+            )
+        return [self._value(item, data, i) for item, i in zip(returned, wanted, strict=True)]
+
+    def _value(self, item: object, data: Columns, i: int) -> Value | Failure:
+        if item is None:
+            return None
+        item = _plain(item)
+        if not isinstance(item, Real):
+            raise RewardError(
+                f"{self.label} returned {type(item).__name__} {brief(item)} for "
+                f"{_sample(data, i)}; a value is a number or None"
+            )
+        number = _as_float(item)
+        if not math.isfinite(number):
+            return Failure(f"returned {number}")
+        if not isinstance(item, Score) or not item.spans:
+            return number
+        length = len(data["completions"][i]) if "completions" in data else None
+        for span in item.spans:
+            self._check_span(span, length, data, i)
+        return item
+
+    def _check_span(self, span: Span, length: int | None, data: Columns, i: int) -> None:
+        if not math.isfinite(span.credit):
+            fault = f"the credit {span.credit}"
+        elif not 0 <= span.start <= span.end or (length is not None and span.end > length):
+            fault = f"the span [{span.start}, {span.end}), which lies outside its text,"
+        else:
+            return
+        raise RewardError(f"{self.label} returned {fault} for {_sample(data, i)}")
+
+    def _remember(self, keys: Sequence[Hashable], results: Sequence[Value | Failure]) -> None:
+        for key, result in zip(keys, results, strict=True):
+            if key is not None and not isinstance(result, Failure):
+                self._cache[key] = result
+        while len(self._cache) > _CACHED_VALUES:
+            self._cache.popitem(last=False)
+
+    def _settle(self, results: Sequence[Value | Failure], data: Columns) -> tuple[list[Value], int]:
+        """Raise on a failure, or under `skip` turn it into None up to the ceiling."""
+        failed = [(i, r) for i, r in enumerate(results) if isinstance(r, Failure)]
+        if failed and (self.entry.on_error == "raise" or len(failed) > SKIP_CEILING * len(results)):
+            i, failure = failed[0]
+            many = (
+                f", and failed on {len(failed)} of {len(results)} samples; on_error: skip allows "
+                f"{SKIP_CEILING:.0%}"
+                if self.entry.on_error == "skip"
+                else ""
+            )
+            raise RewardError(
+                f"{self.label} {failure.reason} for {_sample(data, i)}{many}"
+            ) from failure.cause
+        return [None if isinstance(r, Failure) else r for r in results], len(failed)
+
+
+def _length(data: Columns) -> int:
+    return len(next(iter(data.values()))) if data else 0
+
+
+def _plain(returned: object) -> object:
+    """Arrays and tensors of numpy, torch and the like as Python's lists and numbers."""
+    return returned.tolist() if hasattr(returned, "tolist") else returned
+
+
+def _as_float(item: Real) -> float:
+    try:
+        return float(item)
+    except OverflowError:
+        return math.inf
+
+
+def _sample(data: Columns, i: int) -> str:
+    text = data["completions"][i] if "completions" in data else {n: c[i] for n, c in data.items()}
+    return f"sample {i}: {brief(text)}"
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _key(values: Sequence[Any]) -> Hashable:
+    """A hashable that is equal for equal values only, or None where there is no such thing."""
+    try:
+        return tuple(_frozen(value) for value in values)
+    except TypeError:
+        return None
+
+
+def _frozen(value: Any) -> Hashable:
+    if value is None or isinstance(value, str | bool | int | float):
+        return type(value), value  # 1, 1.0 and True are equal
+    if isinstance(value, list | tuple):
+        return type(value), tuple(_frozen(item) for item in value)
+    if isinstance(value, Mapping):
+        return dict, tuple((_frozen(k), _frozen(v)) for k, v in value.items())
+    raise TypeError

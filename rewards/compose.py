@@ -1,0 +1,196 @@
+"""Several rewards as one score: build them, call all, weigh, and keep each one's credit."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rewards import registry, schema
+from rewards.calling import BuiltReward, Columns, Value
+from rewards.contract import RewardConfigError, RewardError, Score, Span
+from rewards.entries import RewardEntry, check_names, parse_entries
+from rewards.spec import RewardSpec
+
+__all__ = ["RewardEntry", "RewardOutput", "RewardSet", "parse_entries"]
+
+PROBE_TEXTS = (
+    " The ship left the harbour at dawn, and she watched it go.",
+    "",
+    " rain",
+    "\U0001f680✨ 東京に雨が降る。",
+    " very long" * 500 + ".",
+    ' One line.\n\nAnother, with "quotes" and {"a": 1}',
+)
+_NO_COLUMNS: Columns = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class RewardOutput:
+    """What B samples earned under R rewards."""
+
+    names: tuple[str, ...]
+    values: NDArray[np.float64]  # (B, R) as returned, NaN where a reward did not apply
+    valid: NDArray[np.bool_]  # (B, R)
+    score: NDArray[np.float64]  # (B,): sum over valid of weight * clip(scale * value)
+    spans: tuple[
+        tuple[Span, ...], ...
+    ]  # B, in score units, by end; the rest of the score: last action
+    skipped: Mapping[str, int]  # failures that on_error: skip turned into None
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+
+class RewardSet:
+    """Rewards that score together; models are loaded when it is made, after every check."""
+
+    def __init__(
+        self, entries: Sequence[RewardEntry], extra: Sequence[Callable[..., Any]] = ()
+    ) -> None:
+        pairs = [(entry, registry.get(entry.kind, f"rewards.{entry.name}")) for entry in entries]
+        for function in extra:
+            spec = registry.from_function(function)
+            pairs.append((RewardEntry(spec.kind.rpartition(".")[2], spec.kind), spec))
+        check_names([entry.name for entry, _ in pairs])
+        self._rewards = [BuiltReward(entry, spec, _build(entry, spec)) for entry, spec in pairs]
+        for reward in self._rewards:
+            reward.load()
+
+    @property
+    def entries(self) -> tuple[RewardEntry, ...]:
+        return tuple(reward.entry for reward in self._rewards)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(entry.name for entry in self.entries)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        return tuple(entry.weight for entry in self.entries)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Columns beside prompts and completions that some reward cannot do without."""
+        needed = {
+            name
+            for reward in self._rewards
+            for name, optional in reward.spec.signature.data.items()
+            if not optional
+        }
+        return frozenset(needed - {"prompts", "completions"})
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        columns: Columns = _NO_COLUMNS,
+    ) -> RewardOutput:
+        """Score B completions; every column holds B values. Raises RewardError."""
+        return self._score(prompts, completions, columns, use_cache=True)
+
+    def probe(self, prompts: Sequence[str] = ("",), columns: Columns = _NO_COLUMNS) -> RewardOutput:
+        """Score a few awkward texts, in one batch and one alone, to meet a faulty reward early.
+
+        The prompts and their columns are repeated in turn as far as there are texts.
+        """
+        turn = [i % len(prompts) for i in range(len(PROBE_TEXTS))]
+        given = [prompts[i] for i in turn]
+        repeated = {name: [column[i] for i in turn] for name, column in columns.items()}
+        output = self._score(given, PROBE_TEXTS, repeated, use_cache=False)
+        first = {name: column[:1] for name, column in repeated.items()}
+        self._score(given[:1], PROBE_TEXTS[:1], first, use_cache=False)
+        return output
+
+    def as_trl(self, name: str) -> Callable[..., list[float | None]]:
+        """One reward for TRL's trainers: clip(scale * value); `reward_weights` takes the weight."""
+        reward = next((r for r in self._rewards if r.entry.name == name), None)
+        if reward is None:
+            raise RewardConfigError(
+                f"no reward is named {name!r}; {schema.nearest(name, self.names, 'there are')}"
+            )
+        built = reward
+
+        def function(
+            prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+        ) -> list[float | None]:
+            texts = [plain_text(item) for item in completions]
+            data = {"prompts": [plain_text(item) for item in prompts], "completions": texts}
+            full = {k: v for k, v in columns.items() if _is_column(v, len(texts))} | data
+            values, _ = built.values(full)
+            return [None if value is None else built.entry.clipped(value) for value in values]
+
+        function.__name__ = function.__qualname__ = name
+        return function
+
+    def _score(
+        self, prompts: Sequence[str], completions: Sequence[str], columns: Columns, use_cache: bool
+    ) -> RewardOutput:
+        data = {**columns, "prompts": list(prompts), "completions": list(completions)}
+        size = len(completions)
+        for name, column in data.items():
+            if len(column) != size:
+                raise RewardError(f"'{name}' has {len(column)} values for {size} completions")
+        values = np.full((size, len(self._rewards)), np.nan)
+        score = np.zeros(size)
+        spans: list[list[Span]] = [[] for _ in range(size)]
+        skipped = {}
+        for column_index, reward in enumerate(self._rewards):
+            returned, failed = reward.values(data, use_cache=use_cache) if size else ([], 0)
+            if reward.entry.on_error == "skip":
+                skipped[reward.entry.name] = failed
+            for i, value in enumerate(returned):
+                if value is not None:
+                    values[i, column_index] = value
+                    score[i] += reward.entry.weight * reward.entry.clipped(value)
+                    spans[i] += score_spans(reward.entry, value)
+        by_end = (
+            tuple(sorted(sample, key=lambda span: (span.end, span.start))) for sample in spans
+        )
+        return RewardOutput(
+            self.names, values, ~np.isnan(values), score, tuple(by_end), MappingProxyType(skipped)
+        )
+
+
+def score_spans(entry: RewardEntry, value: Value) -> list[Span]:
+    """The spans of a value in score units.
+
+    Under `clip` the credits are the differences of the clipped running sum: dropping them only
+    where the final value is clipped would let earlier credit depend on later text.
+    """
+    if not isinstance(value, Score) or entry.weight == 0:
+        return []
+    spans, total, before = [], 0.0, entry.clipped(0.0)
+    for span in sorted(value.spans, key=lambda span: span.end):
+        total += span.credit
+        after = entry.clipped(total)
+        if after != before:
+            spans.append(Span(span.start, span.end, entry.weight * (after - before)))
+        before = after
+    return spans
+
+
+def plain_text(item: Any) -> str:
+    """A prompt or completion as text; of a conversation, the contents of its messages."""
+    if isinstance(item, str):
+        return item
+    return "\n".join(str(message.get("content") or "") for message in item)
+
+
+def _is_column(value: Any, size: int) -> bool:
+    return isinstance(value, list | tuple) and len(value) == size
+
+
+def _build(entry: RewardEntry, spec: RewardSpec) -> Any:
+    where = f"rewards.{entry.name}"
+    params = schema.check_params(spec, entry.params, where)
+    try:
+        return spec.build(params)
+    except RewardConfigError as error:
+        raise error.within(where) from error
+    except Exception as error:
+        raise RewardConfigError(
+            f"{where} ({spec.kind}, {spec.source}) cannot be built: {type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,90 @@
+"""What a reward returns, and the two ways in which one can be wrong."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+_SETTING = re.compile(r"\w+=")
+
+
+class RewardError(Exception):
+    """A reward failed while scoring: it raised, or returned a wrong length, a wrong type or NaN."""
+
+
+class RewardConfigError(ValueError):
+    """A reward's kind or a parameter is wrong; the message starts with the setting as typed.
+
+    A reward's own `__init__` and `load` start theirs with `parameter=value`; the entry's path is
+    put before it.
+    """
+
+    def within(self, where: str) -> "RewardConfigError":
+        separator = "." if _SETTING.match(str(self)) else " "
+        return RewardConfigError(f"{where}{separator}{self}")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters [start, end) of a completion that earn `credit`, a part of the reward's value.
+
+    The credit lands whole on the token that contains the character at `end`, the first one after
+    which the match cannot be undone (the space that shows that a word is over), or on the last
+    action if the completion ends there. So a span may depend on text[: end + 1] and on nothing
+    later; otherwise the reward-to-go drops credit and another optimum is learnt. What the spans
+    leave over of the value goes to the last action.
+    """
+
+    start: int
+    end: int
+    credit: float
+
+
+class Score(float):
+    """A float that carries the spans that earned it. Arithmetic gives a plain float back."""
+
+    __slots__ = ("spans",)
+    spans: tuple[Span, ...]
+
+    def __new__(cls, value: float, spans: Iterable[Span] = ()) -> "Score":
+        score = super().__new__(cls, value)
+        score.spans = tuple(spans)
+        return score
+
+    def __reduce__(self) -> tuple[type["Score"], tuple[float, tuple[Span, ...]]]:
+        return Score, (float(self), self.spans)
+
+    def __repr__(self) -> str:
+        return f"Score({float(self)!r}, spans={self.spans!r})"
+
+
+# A built reward: data in by name, a float, `Score` or None (does not apply) for each sample out.
+Reward = Callable[..., object]
+
+
+@runtime_checkable
+class Loads(Protocol):
+    """A reward whose slow part waits until the whole set has been checked."""
+
+    def load(self) -> None: ...
+
+
+def brief(value: object, limit: int = 120) -> str:
+    """`repr`, so that control characters show, with the middle left out where it is long."""
+    text = repr(value)
+    half = limit // 2
+    return text if len(text) <= limit else f"{text[:half]} … {text[-half:]}"
+
+
+def telescope(steps: Iterable[tuple[int, int, float]], initial: float = 0.0) -> tuple[Span, ...]:
+    """Spans whose credits are the prefix differences of a reward that is no sum of single hits.
+
+    `steps` holds (start, end, value of the text decided at `end`) in the order of reading;
+    `initial` is the value of an empty text. The credits add up to the last value less `initial`.
+    """
+    spans, before = [], initial
+    for start, end, value in steps:
+        if value != before:
+            spans.append(Span(start, end, value - before))
+        before = value
+    return tuple(spans)

@@ -1,0 +1,246 @@
+"""The rewards that can be named in a configuration: `@reward`, users' files, plug-ins."""
+
+import hashlib
+import importlib.util
+import inspect
+import re
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+from rewards import schema
+from rewards.contract import RewardConfigError
+from rewards.schema import Description, nearest
+from rewards.spec import Bounds, RewardSpec, read, read_plain, source_of
+
+Target = TypeVar("Target", bound=Callable[..., Any])
+_KIND = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+_specs: dict[str, RewardSpec] = {}
+_files: dict[Path, tuple[str, frozenset[str]]] = {}  # path -> sha256, the kinds it defined
+
+
+@overload
+def reward(name: Target, /) -> Target: ...
+@overload
+def reward(
+    name: str | None = None,
+    /,
+    *,
+    bounds: Bounds | None = None,
+    example: Mapping[str, Any] | None = None,
+    cache: bool = True,
+) -> Callable[[Target], Target]: ...
+def reward(
+    name: Any = None,
+    /,
+    *,
+    bounds: Bounds | None = None,
+    example: Mapping[str, Any] | None = None,
+    cache: bool = True,
+) -> Any:
+    """Register a function or class as a kind of reward; it comes back unchanged.
+
+    Positional parameters are data, filled by name: `prompts`, `completions`, any dataset column
+    (one with a default may be missing there). Keyword-only parameters are configuration and their
+    annotations its schema; a class takes them in `__init__` and data in `__call__`, and does slow
+    work, such as loading a model, in a method `load()`, called once before the first batch.
+    `bounds` are the lowest and highest value, `example` parameters for the conformance test.
+    `cache=False` keeps values of equal texts from being reused.
+    """
+    if name is not None and not isinstance(name, str):
+        return reward(None)(name)
+
+    def register(target: Target) -> Target:
+        _add(_spec(target, name or target.__name__, bounds, example, cache))
+        return target
+
+    return register
+
+
+def from_function(function: Callable[..., Any]) -> RewardSpec:
+    """The spec of a registered or of any plain function in TRL's convention.
+
+    A plain function is never cached: nothing says that it is pure.
+    """
+    for spec in _specs.values():
+        if spec.target is function:
+            return spec
+    if not callable(function) or inspect.isclass(function):
+        raise RewardConfigError(f"{function!r} is no reward function")
+    _refuse_async(function)
+    wrapped = function.func if isinstance(function, partial) else function
+    name = getattr(wrapped, "__name__", type(wrapped).__name__)
+    if not _KIND.fullmatch(name):
+        raise RewardConfigError(
+            f"the reward function {name} ({source_of(function)}) has no name to log it under; "
+            "write it with `def`"
+        )
+    return RewardSpec(name, function, read_plain(function), None, None, cache=False)
+
+
+def get(kind: str, where: str | None = None) -> RewardSpec:
+    """The spec of a kind; `where` is the entry (`rewards.space`) that an error is to name."""
+    if kind not in _specs:
+        _load_plugins()
+    if kind not in _specs:
+        setting = f"{where}.kind={kind!r}" if where else f"reward kind {kind!r}"
+        raise RewardConfigError(f"{setting} is unknown; {nearest(kind, kinds(), 'known kinds')}")
+    return _specs[kind]
+
+
+def kinds() -> list[str]:
+    """Every kind that can be named, sorted: built in, from plug-ins and from loaded files."""
+    _load_plugins()
+    return sorted(_specs)
+
+
+def check_params(
+    kind: str, params: Mapping[str, Any], where: str = "rewards.name"
+) -> dict[str, Any]:
+    """`params` checked, coerced and completed with defaults; `where` is the entry as typed.
+
+    A lone string becomes a one-item list where a list of strings is wanted.
+    """
+    return schema.check_params(get(kind, where), params, where)
+
+
+def json_schema(kind: str) -> dict[str, Any]:
+    """The JSON Schema of a kind's parameters, with defaults."""
+    return schema.json_schema(get(kind))
+
+
+def describe(kind: str) -> Description:
+    """Docstring, parameters, bounds, source and example of a kind; `str()` of it is a page."""
+    return schema.describe(get(kind))
+
+
+def load_file(path: str | Path) -> str:
+    """Run a user's Python file, register the rewards that it defines, and return its sha256.
+
+    Loading it again does nothing, or replaces its rewards where the file has changed.
+    """
+    file = Path(path).resolve()
+    try:
+        code = file.read_bytes()
+    except OSError as error:
+        raise RewardConfigError(f"reward file '{path}' cannot be read: {error.strerror}") from error
+    sha256 = hashlib.sha256(code).hexdigest()
+    old_sha256, old_kinds = _files.get(file, ("", frozenset()))
+    if sha256 == old_sha256:
+        return sha256
+    kept = {kind: _specs.pop(kind) for kind in old_kinds if kind in _specs}
+    before = set(_specs)
+    try:
+        _run_file(file, code, sha256, path)
+        new = frozenset(_specs) - before
+        if not new:
+            raise RewardConfigError(
+                f"reward file '{path}' defines no reward; put @reward(\"my.name\") above a function"
+            )
+        for kind in new:
+            _ = _specs[kind].adapter  # a type that cannot be checked shows here, not in the run
+    except BaseException:
+        for kind in set(_specs) - before:
+            del _specs[kind]
+        _specs.update(kept)
+        raise
+    _files[file] = (sha256, new)
+    return sha256
+
+
+def _run_file(file: Path, code: bytes, sha256: str, shown: str | Path) -> None:
+    name = f"reward_file_{file.stem}_{sha256[:12]}"
+    spec = importlib.util.spec_from_loader(name, loader=None, origin=str(file))
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    module.__file__ = str(file)
+    sys.modules[name] = module  # so that its classes pickle and its source lines are found
+    try:
+        exec(compile(code, str(file), "exec"), module.__dict__)
+    except (RewardConfigError, KeyboardInterrupt):
+        del sys.modules[name]
+        raise
+    except SyntaxError as error:
+        del sys.modules[name]
+        raise RewardConfigError(
+            f"reward file '{shown}' is no valid Python: "
+            f"{error.filename}:{error.lineno}: {error.msg}"
+        ) from error
+    except BaseException as error:
+        del sys.modules[name]
+        line = _line_within(error, file)
+        raise RewardConfigError(
+            f"reward file '{shown}' failed at line {line}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _line_within(error: BaseException, file: Path) -> int:
+    lines, trace = [0], error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(file):
+            lines.append(trace.tb_lineno)
+        trace = trace.tb_next
+    return lines[-1]
+
+
+def _spec(
+    target: Callable[..., Any],
+    kind: str,
+    bounds: Bounds | None,
+    example: Mapping[str, Any] | None,
+    cache: bool,
+) -> RewardSpec:
+    if not (inspect.isfunction(target) or inspect.isclass(target)):
+        raise RewardConfigError(
+            f"@reward({kind!r}) goes above a function or a class, not {target!r}"
+        )
+    _refuse_async(target)
+    if not _KIND.fullmatch(kind):
+        raise RewardConfigError(f"reward kind {kind!r} ({source_of(target)}) must be dotted names")
+    if bounds is not None and not bounds[0] <= bounds[1]:
+        raise RewardConfigError(
+            f"reward {kind!r} ({source_of(target)}): bounds={bounds} are reversed"
+        )
+    return RewardSpec(kind, target, read(target), bounds, example, cache)
+
+
+def _refuse_async(target: Callable[..., Any]) -> None:
+    call = target if inspect.isfunction(target) else getattr(target, "__call__", None)  # noqa: B004
+    if inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(call):
+        raise RewardConfigError(
+            f"{target!r} ({source_of(target)}) is async; rewards are plain functions"
+        )
+
+
+def _add(spec: RewardSpec) -> None:
+    old = _specs.get(spec.kind)
+    if old is not None and not _is_rerun_cell(old.target, spec.target):
+        raise RewardConfigError(
+            f"reward {spec.kind!r} is defined twice: {old.source} and {spec.source}; rename one"
+        )
+    _specs[spec.kind] = spec
+
+
+def _is_rerun_cell(old: Callable[..., Any], new: Callable[..., Any]) -> bool:
+    """Whether a notebook's or prompt's cell defines the same thing once more."""
+    typed = old.__module__ == new.__module__ == "__main__" and "ipykernel" in sys.modules
+    return typed and old.__qualname__ == new.__qualname__
+
+
+@cache
+def _load_plugins() -> None:
+    for point in entry_points(group="rlalign.rewards"):
+        try:
+            point.load()
+        except Exception as error:
+            warnings.warn(
+                f"the reward plug-in {point.name} ({point.value}) was left out: "
+                f"{type(error).__name__}: {error}",
+                stacklevel=2,
+            )

@@ -1,0 +1,198 @@
+"""Rewards on the form of a completion: length, sentences, endings, formats, repetition."""
+
+import json
+import re
+from typing import Annotated, Any, NoReturn
+
+import jsonschema
+from jsonschema.protocols import Validator
+from jsonschema.validators import extend, validator_for
+from pydantic import AfterValidator, Field
+from referencing import Registry
+
+from rewards.contract import RewardConfigError, Score
+from rewards.lexical import Order, distinct
+from rewards.patterns import Pattern, compile_pattern, encodable
+from rewards.registry import reward
+from rewards.words import whole_words
+
+Count = Annotated[int, Field(ge=0)]
+Slack = Annotated[int, Field(ge=0, description="how far outside the range the value reaches 0")]
+
+_CLOSERS = "\"'\u2019\u201d\u00bb\u203a\u300d\u300f)]}*_`"
+_MARKS = ".!?\u2026\u3002\uff01\uff1f\u061f\u0964"
+_SENTENCE_END = re.compile(
+    rf"(?<![{_MARKS}])(?P<marks>[{_MARKS}]++)[{re.escape(_CLOSERS)}]*"
+    r"(?:\s+|\Z|(?<=[\u3002\uff01\uff1f]))"
+)
+_TRAILING_OFF = re.compile(r"\.{2,}|.*\u2026")
+_ABBREVIATION = re.compile(
+    r"\b(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|e\.g|i\.e|cf|Vol|Fig|approx)\Z"
+)
+_LONGEST = 12  # characters that an abbreviation and what stands before it can take
+
+
+@reward("structure.word_count", bounds=(0, 1), example={"min": 3, "max": 8, "slack": 4})
+class WordCount:
+    """1 where the completion has `min` to `max` words, falling linearly to 0 `slack` words outside.
+
+    1 - distance / slack, at least 0; without slack 1 or 0. "don't" and "3.5" are one word each; in
+    scripts without spaces a character counts as a word.
+    """
+
+    def __init__(self, *, min: Count = 0, max: Count | None = None, slack: Slack = 0) -> None:
+        self.min, self.max, self.slack = _range(min, max), max, slack
+
+    def __call__(self, completions: list[str]) -> list[float]:
+        counts = [len(whole_words(text)) for text in completions]
+        return [_within(count, self.min, self.max, self.slack) for count in counts]
+
+
+@reward("structure.sentences", bounds=(0, 1), example={"min": 1, "max": 2, "slack": 1})
+class Sentences:
+    """1 where the completion has `min` to `max` sentences, falling to 0 `slack` sentences outside.
+
+    A sentence ends at . ! ? or an ellipsis before white space or the end; not behind an initial or
+    a common abbreviation ("Dr."), nor at an ellipsis that goes on in lower case. A rest with a word
+    in it counts as one.
+    """
+
+    def __init__(self, *, min: Count = 0, max: Count | None = None, slack: Slack = 0) -> None:
+        self.min, self.max, self.slack = _range(min, max), max, slack
+
+    def __call__(self, completions: list[str]) -> list[float]:
+        counts = [len(split_sentences(text)) for text in completions]
+        return [_within(count, self.min, self.max, self.slack) for count in counts]
+
+
+def _range(low: int, high: int | None) -> int:
+    if high is not None and low > high:
+        raise RewardConfigError(f"min={low} is above max={high}; swap them")
+    return low
+
+
+def _within(count: int, low: int, high: int | None, slack: int) -> float:
+    distance = max(low - count, 0 if high is None else count - high, 0)
+    return max(0.0, 1 - distance / slack) if slack else float(distance == 0)
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences by punctuation, each with at least one word; see `Sentences`."""
+    pieces, start = [], 0
+    for match in _SENTENCE_END.finditer(text):
+        marks, following = match["marks"], text[match.end() : match.end() + 1]
+        before = text[max(start, match.start() - _LONGEST) : match.start()]
+        if marks == "." and following and _ABBREVIATION.search(before):
+            continue
+        if _TRAILING_OFF.fullmatch(marks) and following.islower():
+            continue
+        pieces.append(text[start : match.end()])
+        start = match.end()
+    return [piece.strip() for piece in [*pieces, text[start:]] if whole_words(piece)]
+
+
+@reward("structure.ends_cleanly", bounds=(0, 1), example={})
+def ends_cleanly(
+    completions: list[str],
+    *,
+    ellipsis: Annotated[bool, Field(description="count trailing off (... or …) as clean")] = False,
+) -> list[float]:
+    """1 where the completion ends with . ! or ?, quotes or brackets behind it allowed; else 0.
+
+    White space at the end does not matter. Trailing off is unclean unless `ellipsis` is set.
+    """
+    return [float(_ends_cleanly(text, ellipsis)) for text in completions]
+
+
+def _ends_cleanly(text: str, ellipsis: bool) -> bool:
+    body = text.rstrip().rstrip(_CLOSERS)
+    marks = body[len(body.rstrip(_MARKS)) :]
+    return bool(marks) and (ellipsis or not _TRAILING_OFF.fullmatch(marks))
+
+
+def _re2_pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Any:
+    if isinstance(instance, str) and not compile_pattern(pattern).search(encodable(instance)):
+        yield jsonschema.ValidationError(f"{instance!r} does not match {pattern!r}")
+
+
+def _re2_pattern_properties(validator: Any, patterns: Any, instance: Any, schema: Any) -> Any:
+    if not isinstance(instance, dict):
+        return
+    for pattern, subschema in patterns.items():
+        for name, value in instance.items():
+            if compile_pattern(pattern).search(encodable(name)):
+                yield from validator.descend(value, subschema, path=name, schema_path=pattern)
+
+
+def _validator(schema: dict[str, Any]) -> Validator:
+    plain = validator_for(schema, default=jsonschema.Draft202012Validator)
+    plain.check_schema(schema)
+    keywords = {"pattern": _re2_pattern, "patternProperties": _re2_pattern_properties}
+    linear: type[Validator] = extend(plain, keywords)  # type: ignore[no-untyped-call]
+    return linear(schema, registry=Registry())  # an empty registry: nothing is fetched
+
+
+def _checked_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    try:
+        _validator(schema)
+    except jsonschema.SchemaError as error:
+        raise ValueError(f"is no JSON Schema: {error.message} at {error.json_path}") from error
+    return schema
+
+
+@reward(
+    "structure.json_schema",
+    bounds=(0, 1),
+    example={"schema": {"type": "object", "required": ["name"]}},
+)
+class JsonSchema:
+    """1 where the whole completion is JSON that the schema accepts, `partial` where it is JSON that
+    the schema refuses, 0 where it is no JSON.
+
+    White space around it is allowed, a code fence is not, nor are NaN and Infinity. The schema's
+    patterns run in RE2, and references to other documents are not fetched.
+    """
+
+    def __init__(
+        self,
+        *,
+        schema: Annotated[
+            dict[str, Any], AfterValidator(_checked_schema), Field(description="a JSON Schema")
+        ],
+        partial: Annotated[
+            float, Field(ge=0, le=1, description="value of JSON that the schema refuses")
+        ] = 0.5,
+    ) -> None:
+        self.validator, self.partial = _validator(schema), partial
+
+    def __call__(self, completions: list[str]) -> list[float]:
+        return [self._value(text) for text in completions]
+
+    def _value(self, text: str) -> float:
+        try:
+            parsed = json.loads(text, parse_constant=_refuse_constant)
+            return 1.0 if self.validator.is_valid(parsed) else self.partial
+        except (ValueError, RecursionError):  # RecursionError: some thousand brackets in a row
+            return 0.0
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+@reward("structure.format", bounds=(0, 1), example={"pattern": r"(?s)\s*\w.*\."})
+def format(completions: list[str], *, pattern: Pattern) -> list[float]:
+    """1 where the RE2 pattern matches the whole completion, else 0."""
+    compiled = compile_pattern(pattern)
+    return [float(compiled.fullmatch(encodable(text)) is not None) for text in completions]
+
+
+@reward("structure.repetition", bounds=(-1, 0), example={"n": 3})
+def repetition(completions: list[str], *, n: Order = 3) -> list[float]:
+    """Minus the share of the completion's word n-grams that repeat an earlier one: 0 is none.
+
+    distinct-n less 1; 0 for a text of fewer than n words. A penalty, so a positive weight lowers
+    repetition. The credits are its differences from word to word.
+    """
+    scores = [distinct(text, n, empty=1.0) for text in completions]
+    return [Score(score - 1, score.spans) for score in scores]
