@@ -14,8 +14,8 @@ from pydantic_core import ErrorDetails
 
 from rlalign.overrides import Override, dump_yaml, parse_argv, read_yaml
 from rlalign.problems import ConfigError, Problems, dotted, shown
-from rlalign.reward_settings import entry_schemas, settle_rewards
-from rlalign.schema import Node, describe, nearest, node_at, unknown_setting
+from rlalign.reward_settings import entries_schema, settle_rewards
+from rlalign.schema import Node, describe, nearest, node_at, settings, unknown_setting
 from rlalign.sections import PromptsSection, RunConfig
 from rlalign.settle import apply_overrides, plain_copy, settle
 
@@ -26,6 +26,7 @@ __all__ = [
     "load_config",
     "resolved_yaml",
     "to_flat",
+    "usage",
 ]
 
 Run = TypeVar("Run", bound=RunConfig)
@@ -47,6 +48,9 @@ def load_config(
     Without a default the run model's own defaults are where overrides start. At least one reward
     is required unless `rewards_given`.
     """
+    if {"-h", "--help"} & set(argv):
+        print(usage(run_model))
+        raise SystemExit(0)
     line = parse_argv(argv, run_model.model_fields)
     problems = Problems(line.problems)
     base: dict[str, Any] = {}
@@ -88,6 +92,15 @@ def from_mapping(
     return _build(run_model, base, line.overrides, problems, rewards_given)
 
 
+def usage(run_model: type[RunConfig]) -> str:
+    """How settings are written, and every one with its default: the answer to `--help`."""
+    lines = ["--config FILE, then settings as --section.key=value (docs/configuration.md):", ""]
+    for setting in settings(run_model.model_json_schema()):
+        default = json.dumps(setting.default)
+        lines.append(f"--{setting.path}={default}   {setting.description} ({setting.kind})")
+    return "\n".join(lines)
+
+
 def resolved_yaml(config: RunConfig) -> str:
     """Every setting with its value, as YAML that loads to an equal configuration."""
     return dump_yaml(config.model_dump(mode="json"))
@@ -101,8 +114,7 @@ def to_flat(config: RunConfig) -> dict[str, Scalar]:
 def json_schema(run_model: type[RunConfig]) -> dict[str, Any]:
     """The JSON Schema of a configuration file; `rewards` is a `oneOf` over the known kinds."""
     schema = run_model.model_json_schema()
-    entries = {"oneOf": [*entry_schemas(), {"type": "null"}]}
-    rewards = {**schema["properties"]["rewards"], "additionalProperties": entries}
+    rewards = {**schema["properties"]["rewards"], **entries_schema()}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,

@@ -62,6 +62,12 @@ class Dumper(yaml.SafeDumper):
     """YAML that `Loader`, and any YAML 1.1 reader, reads back as it was."""
 
 
+def _in_one_line(dumper: yaml.SafeDumper, items: Sequence[Any]) -> yaml.Node:
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+
+
+Dumper.add_representer(list, _in_one_line)
+
 _FLOAT = re.compile(
     r"[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?"
     r"|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$"

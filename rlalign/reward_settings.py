@@ -10,40 +10,14 @@ from typing import Any
 
 from rlalign.problems import Problems, shown
 from rlalign.schema import Node, unknown_reward
-from rlalign.settle import Texts, settle
+from rlalign.settle import Texts, plain_copy, settle
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+SETTING = re.compile(r"rewards(\.[\w-]+|\[\d+\])+")  # what a message about a reward starts with
 EMPTY = (
     "rewards is empty: a run needs at least one, such as --rewards.space.kind=topic.similarity "
     "--rewards.space.topic='outer space'"
 )
-
-# What belongs to an entry whatever its kind; `rewards.compose` checks the values.
-ENTRY: dict[str, Node] = {
-    "kind": {"type": "string", "description": "one of `rlalign rewards list`"},
-    "weight": {"type": "number", "default": 1.0, "description": "0 makes the reward a metric"},
-    "scale": {"type": ["number", "null"], "description": "multiplies the value before weighing"},
-    "clip": {
-        "anyOf": [
-            {
-                "type": "array",
-                "items": {"type": "number"},
-                "minItems": 2,
-                "maxItems": 2,
-            },
-            {"type": "null"},
-        ],
-        "description": "bounds that the value is held to",
-    },
-    "on_error": {
-        "enum": ["raise", "skip"],
-        "default": "raise",
-        "description": "stop the run, or skip the sample and count it, when the reward fails",
-    },
-    "moment": {"type": ["number", "null"]},
-    "hard": {"type": ["boolean", "number", "null"]},
-    "isolate": {"type": "boolean"},
-}
 
 
 def settle_rewards(
@@ -103,34 +77,46 @@ def _load_files(files: Any, problems: Problems) -> None:
 
 
 def _settle_entry(name: str, entry: dict[str, Any], texts: Texts, problems: Problems) -> None:
-    from rewards import compose, contract, registry
+    from rewards import contract, entries
 
-    kind = entry["kind"]
-    schema = entry_schema(kind) if kind in registry.kinds() else {"properties": ENTRY}
+    schema = _entry_schema(entry["kind"])
     settle(schema, schema, entry, ("rewards", name), texts, problems)
-    try:
-        compose.parse_entries({name: entry})
-    except contract.RewardConfigError as error:
-        for line in str(error).splitlines():
-            problems.add([line.partition("=")[0]], line)
+    where = f"rewards.{name}"
+    told: set[str] = set()
+    rest = dict(entry)
+    while True:  # a check stops at its first fault: leave that key out and look for more
+        try:
+            parsed = entries.parse_entries({name: rest})[0]
+            break
+        except contract.RewardConfigError as error:
+            lines = str(error).splitlines()
+        at_fault = set()
+        for line in lines:
+            setting = SETTING.match(line)
+            path = setting[0].rstrip(".") if setting else line
+            key = re.split(r"[.\[]", path.removeprefix(f"{where}."))[0]
+            if key not in told:
+                problems.add([path], line)
+                at_fault.add(key)
+        told |= at_fault
+        if not at_fault & rest.keys() or "kind" in at_fault:
+            return
+        rest = {key: value for key, value in rest.items() if key not in at_fault}
+    # Defaults are written out: the saved configuration says what the run did.
+    options = {key: getattr(parsed, key) for key in ("weight", "scale", "clip", "on_error")}
+    entry |= plain_copy({**parsed.params, **options}, ("rewards", name), problems)
 
 
-def entry_schemas() -> list[Node]:
-    """The JSON Schema of an entry of each known kind."""
-    from rewards import registry
+def _entry_schema(kind: Any) -> Node:
+    """The schema of one kind's entry; of nothing at all where the kind is unknown."""
+    options: list[Node] = entries_schema()["additionalProperties"]["oneOf"]
+    known = (option for option in options if "properties" in option)
+    return next((o for o in known if o["properties"]["kind"]["const"] == kind), {})
 
-    return [entry_schema(kind) for kind in registry.kinds()]
 
+def entries_schema() -> Node:
+    """The JSON Schema of `rewards`: each entry is one of the known kinds."""
+    from rewards import entries
 
-def entry_schema(kind: str) -> Node:
-    """The JSON Schema of an entry: the kind, what every entry may have, the kind's parameters."""
-    from rewards import registry
-
-    params = registry.json_schema(kind)
-    return {
-        **params,
-        "type": "object",
-        "properties": {**ENTRY, "kind": {"const": kind}, **params.get("properties", {})},
-        "required": ["kind", *params.get("required", [])],
-        "additionalProperties": False,
-    }
+    schema: Node = entries.entries_json_schema()
+    return schema

@@ -22,6 +22,8 @@ class Section(BaseModel):
 
 
 class LoraSection(Section):
+    """Low-rank adapters on the language model (peft); its reference is the model without them."""
+
     r: Positive = Field(16, description="rank of the adapters")
     alpha: PositiveFloat | None = Field(None, description="scaling numerator; null means 2 r")
     target_modules: str | list[str] = Field(
@@ -30,6 +32,8 @@ class LoraSection(Section):
 
 
 class ModelSection(Section):
+    """The causal language model that learns, and in which precision."""
+
     name: str = Field(
         "smollm2-135m",
         min_length=1,
@@ -48,7 +52,8 @@ class ModelSection(Section):
         "none", description="quantise the frozen base under LoRA (needs bitsandbytes and a GPU)"
     )
     gradient_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass: less memory, about 1/3 slower"
+        False,
+        description="recompute activations going backward: less memory, about 1/3 slower",
     )
     attention: str = Field("sdpa", description="transformers' `attn_implementation`")
     trust_remote_code: bool = Field(
@@ -57,6 +62,8 @@ class ModelSection(Section):
 
 
 class PromptsSection(Section):
+    """What the model is asked to continue, and what is held out for evaluation."""
+
     path: str = Field(
         "experiments/data/openings.jsonl",
         min_length=1,
@@ -77,6 +84,8 @@ class PromptsSection(Section):
 
 
 class SamplingSection(Section):
+    """How responses are drawn; the reference is measured under the same settings."""
+
     max_new_tokens: Positive = Field(32, description="longest response, in tokens, EOS included")
     temperature: PositiveFloat = Field(
         1.0, description="divides the logits everywhere: sampling, policy, reference, eval"
@@ -91,6 +100,8 @@ class SamplingSection(Section):
 
 
 class KLSection(Section):
+    """The price of moving away from the reference model."""
+
     coef: NonNegativeFloat = Field(
         0.1, description="beta: reward per nat of KL to the reference; where the control starts"
     )
@@ -111,6 +122,8 @@ class KLSection(Section):
 
 
 class ScoreSection(Section):
+    """What becomes of the weighted sum of the rewards."""
+
     clip: tuple[FiniteFloat, FiniteFloat] | None = Field(
         None, description="bounds of the weighted sum; part of the target"
     )
@@ -123,6 +136,8 @@ class ScoreSection(Section):
 
 
 class OptimSection(Section):
+    """AdamW, its schedule, and how much goes through the model at once."""
+
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moment decays")
     eps: PositiveFloat = Field(1e-8, description="AdamW's denominator term")
     weight_decay: NonNegativeFloat = Field(0.0, description="AdamW's decoupled weight decay")
@@ -139,6 +154,8 @@ class OptimSection(Section):
 
 
 class TrainSection(Section):
+    """How long to train, on how many samples."""
+
     iterations: Positive = Field(40, description="rounds of collect, score, update")
     samples: Positive = Field(64, description="responses an iteration, over all processes")
     seed: NonNegative = Field(0, description="of every random generator")
@@ -148,6 +165,8 @@ class TrainSection(Section):
 
 
 class EvalSection(Section):
+    """Measuring the policy on held-out prompts while it trains."""
+
     every: NonNegative = Field(
         10, description="iterations between evaluations on held-out prompts; 0: never"
     )
@@ -158,6 +177,8 @@ class EvalSection(Section):
 
 
 class CheckpointSection(Section):
+    """When to save what a run needs to go on."""
+
     every: NonNegative = Field(10, description="iterations between checkpoints; 0: only the last")
     keep: Positive = Field(2, description="how many of the newest to keep, beside the best")
     best: str | None = Field(
@@ -167,6 +188,8 @@ class CheckpointSection(Section):
 
 
 class RunSection(Section):
+    """The run's folder, and whether to go on from a checkpoint."""
+
     name: str = Field(
         "auto",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",

@@ -1,0 +1,70 @@
+"""`docs/configuration.md`, written from the schema: `rlalign config --markdown`."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from rlalign.schema import Node, Setting, alternatives, properties, settings
+from rlalign.sections import RunConfig
+
+INTRODUCTION = """\
+# Configuration
+
+This page is generated from the schema: `rlalign config --markdown > docs/configuration.md`.
+
+A run is a YAML file and overrides. A file states what differs from the defaults below;
+`experiments/quickstart.yaml` is one to copy. On the command line these mean the same:
+
+    --kl.coef=0.2      --kl.coef 0.2      kl.coef=0.2
+
+- A value is read as a Python literal first and as YAML second, so `1e-5`, `None`, `True`,
+  `null`, `[a, b]` and `['a', 'b']` all work. Where a setting is text, it is taken as typed.
+- `--prompts.chat` alone means true; only bools can stand alone. Every bool defaults to false.
+- One string is enough where a list of strings is wanted: `--reward_files my.py`.
+- `rewards` is a mapping by name: `--rewards.space.weight=2` changes one, `--rewards.space=null`
+  removes it, `--rewards.new.kind=lexical.contains --rewards.new.words=rain` adds one.
+- Nothing is interpolated: a `${` anywhere is refused.
+- Paths are relative to the working directory.
+
+`rlalign config` prints the resolved configuration, `rlalign config --schema` its JSON Schema, and
+`rlalign rewards list` the kinds of reward. Every run saves its resolved configuration.
+"""
+
+
+def configuration_page(run_model: type[RunConfig]) -> str:
+    """The page for a run model, a section for each group of settings."""
+    root = run_model.model_json_schema()
+    top = properties(root, root)
+    parts = [INTRODUCTION]
+    for name in sorted(top, key=lambda key: key == "rewards" or not properties(root, top[key])):
+        node = top[name]
+        if properties(root, node):
+            parts.append(f"## {name}\n\n{_description(root, node)}{_table(root, node, name)}")
+    single = [s for s in settings(root) if "." not in s.path]
+    parts.append("## Settings without a section\n\n" + "".join(_rows(single)))
+    return "\n".join(parts)
+
+
+def _description(root: Node, node: Node) -> str:
+    texts = [leaf["description"] for leaf in alternatives(root, node) if "description" in leaf]
+    return f"{texts[0]}\n\n" if texts else ""
+
+
+def _table(root: Node, node: Node, name: str) -> str:
+    return "".join(_rows(settings(root, node, f"{name}.")))
+
+
+def _rows(shown: Any) -> Iterator[str]:
+    yield "| setting | value | default | meaning |\n|---|---|---|---|\n"
+    for setting in shown:
+        yield _row(setting)
+
+
+def _row(setting: Setting) -> str:
+    cells = (
+        f"`{setting.path}`",
+        setting.kind,
+        f"`{json.dumps(setting.default)}`",
+        setting.description,
+    )
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
