@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the quickstart travels in the wheel, from its one place in git."""
+"""What pyproject.toml cannot say: a wheel carries the quickstart of experiments/."""
 
 from pathlib import Path
 

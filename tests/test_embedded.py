@@ -14,6 +14,7 @@ import pytest
 
 from rewards import embedded
 from rewards.embedded import EmbeddedError, Package
+from rewards.embedded.__main__ import main
 
 # Registers a package "fake" around the wheel of `make_wheel`, for processes of their own.
 FAKE = """
@@ -135,14 +136,22 @@ def older_converter(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "harm", [flip, truncate, delete, drop_manifest, cut_manifest, older_converter]
+    ("harm", "said"),
+    [
+        (flip, "words.txt has another sha256"),
+        (truncate, "words.txt has 2 bytes instead of 5"),
+        (delete, "sub/more.txt is missing"),
+        (drop_manifest, "no manifest"),
+        (cut_manifest, "an unreadable manifest"),
+        (older_converter, "a manifest of another package or converter"),
+    ],
 )
 def test_damage_is_noticed_said_and_repaired(
-    harm: Callable[[Path], None], prepared: Path, caplog: pytest.LogCaptureFixture
+    harm: Callable[[Path], None], said: str, prepared: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     harm(prepared)
     check_whole(embedded.path("fake"))
-    assert "fake: " in caplog.text
+    assert f"fake: {said}" in caplog.text
     assert "preparing it again" in caplog.text
 
 
@@ -169,7 +178,7 @@ def run_fake(wheel: Path, log: Path, then: str = "pass") -> subprocess.Popen[str
         [sys.executable, "-c", script],
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(embedded.__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(Path(embedded.__file__).parents[2])},
     )
 
 
@@ -262,13 +271,13 @@ def progress_lines() -> Iterator[None]:
 def test_the_command_prints_where_models_lie_and_fails_with_a_message(
     fake: Package, wheel: Path, capsys: pytest.CaptureFixture[str], progress_lines: None
 ) -> None:
-    assert embedded.main(["fake"]) == 0
+    assert main(["fake"]) == 0
     assert capsys.readouterr().out == f"fake: {embedded.path('fake')}\n"
-    assert embedded.main(["fak"]) == 4
+    assert main(["fak"]) == 4
     assert "did you mean fake?" in capsys.readouterr().err
 
 
 def test_importing_it_loads_no_torch() -> None:
     check = "import sys, rewards.embedded; sys.exit('torch' in sys.modules)"
-    root = Path(embedded.__file__).parents[1]
+    root = Path(embedded.__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", check], cwd=root).returncode == 0
