@@ -5,10 +5,9 @@ R rewards. Masks are bool and true on the tokens they keep.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -21,6 +20,18 @@ class PromptBatch:
 
     def __len__(self) -> int:
         return self.prompt_ids.shape[0]
+
+    def rows(self, index: Tensor) -> "PromptBatch":
+        """The chosen prompts, without columns that are padding in all of them."""
+        mask = self.prompt_mask[index]
+        first = mask.shape[1] - int(mask.sum(1).amax())
+        chosen = index.tolist()
+        return PromptBatch(
+            prompt_ids=self.prompt_ids[index, first:],
+            prompt_mask=mask[:, first:],
+            texts=[self.texts[i] for i in chosen],
+            columns={name: [column[i] for i in chosen] for name, column in self.columns.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,27 @@ class Rollout:
 
     def __len__(self) -> int:
         return self.response_ids.shape[0]
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) real tokens of prompt and response together."""
+        return self.prompts.prompt_mask.sum(1) + self.response_mask.sum(1)
+
+    def rows(self, index: Tensor) -> "Rollout":
+        """The chosen samples, without columns that are padding in all of them."""
+        mask = self.response_mask[index]
+        width = max(int(mask.sum(1).amax()), 1)
+        return Rollout(
+            prompts=self.prompts.rows(index),
+            response_ids=self.response_ids[index, :width],
+            response_mask=mask[:, :width],
+            action_mask=self.action_mask[index, :width],
+            logprobs=None if self.logprobs is None else self.logprobs[index, :width],
+            finished=self.finished[index],
+            group=self.group[index],
+            policy_step=self.policy_step,
+            texts=[self.texts[i] for i in index.tolist()],
+        )
 
 
 @dataclass(frozen=True)
@@ -66,4 +98,4 @@ class LossOutput:
     stats: dict[str, Tensor]  # scalars divided likewise: adding them up gives the global mean
 
 
-__all__ = ["LossOutput", "Norm", "PromptBatch", "Rollout", "ScoredRollout", "replace", "torch"]
+

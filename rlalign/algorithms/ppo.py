@@ -1,0 +1,276 @@
+"""Proximal policy optimisation with a KL penalty: settings, batch, advantages, loss."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from rlalign.gae import gae
+from rlalign.kl import KLController, check_kl, kl_tokens, safe_exp
+from rlalign.masking import SumOverRanks, masked_moments, masked_sum, masked_whiten, one_rank
+from rlalign.policy import (
+    Policy,
+    TokenFn,
+    all_outputs,
+    evaluate_rollout,
+    logprobs_and_values,
+    tensors,
+)
+from rlalign.running import RunningScale
+from rlalign.sections import (
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    RunConfig,
+    Section,
+)
+from rlalign.types import LossOutput, Norm, Rollout, ScoredRollout
+
+
+class PPOSection(Section):
+    epochs: Positive = Field(2, description="passes over the samples of an iteration")
+    minibatches: Positive = Field(4, description="optimiser steps in an epoch")
+    lr: PositiveFloat = Field(1e-4, description="peak learning rate of the language model")
+    value_lr: PositiveFloat | None = Field(
+        None, description="peak learning rate of the value head; null: lr"
+    )
+    clip: PositiveFloat = Field(0.2, description="the ratio is trusted within 1 +- clip")
+    dual_clip: PositiveFloat | None = Field(
+        None, gt=1, description="bound on the ratio where the advantage is negative (Ye 2020)"
+    )
+    value_clip: PositiveFloat | None = Field(
+        0.2, description="values move at most this far from the rollout's; null: freely"
+    )
+    vf_coef: NonNegativeFloat = Field(0.1, description="weight of the value loss")
+    entropy_coef: NonNegativeFloat = Field(
+        0.0, description="weight of an entropy bonus; above 0 the optimum is no longer the target"
+    )
+    gamma: float = Field(
+        1.0, gt=0, le=1, description="discount; below 1 the optimum is no longer the target"
+    )
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="GAE's mix: 1 trusts returns alone")
+    advantage_norm: Literal["whiten", "none"] = Field(
+        "whiten", description="centre and scale advantages over every rank's tokens"
+    )
+    target_kl: PositiveFloat | None = Field(
+        None, description="end an update when a minibatch's approx_kl passes 1.5 times this"
+    )
+    critic_warmup: NonNegative = Field(
+        0, description="iterations at the start in which only the value head learns"
+    )
+
+
+class PPORun(RunConfig):
+    ppo: PPOSection = PPOSection()
+
+
+@dataclass(frozen=True)
+class PPOBatch:
+    rollout: Rollout
+    ref_logprobs: Tensor  # (B, T)
+    old_logprobs: Tensor  # (B, T), the trainer's before the update; rollout.logprobs is the sampler's
+    old_values: Tensor  # (B, T)
+    advantages: Tensor  # (B, T), whitened over every rank's real tokens
+    returns: Tensor  # (B, T)
+
+    def rows(self, index: Tensor) -> "PPOBatch":
+        """The chosen samples, trimmed to the longest of them."""
+        rollout = self.rollout.rows(index)
+        width = rollout.response_ids.shape[1]
+        return PPOBatch(
+            rollout=rollout,
+            ref_logprobs=self.ref_logprobs[index, :width],
+            old_logprobs=self.old_logprobs[index, :width],
+            old_values=self.old_values[index, :width],
+            advantages=self.advantages[index, :width],
+            returns=self.returns[index, :width],
+        )
+
+
+class PPO:
+    """Maximises E[score] - beta KL(policy | reference) by clipped policy gradients with a critic."""
+
+    def __init__(self, config: PPORun, sum_over_ranks: SumOverRanks = one_rank) -> None:
+        check_kl(config.kl)
+        self.config = config.ppo
+        self.kl = config.kl
+        self.sum_over_ranks = sum_over_ranks
+        self.budget = config.optim.micro_batch_tokens or 8192
+        self.controller = KLController(config.kl)
+        self.scale = RunningScale() if config.score.normalize else None
+        self.iteration = 0
+
+    # -- before the update ---------------------------------------------------------------------
+
+    @torch.no_grad()
+    def prepare(self, policy: Policy, scored: ScoredRollout) -> tuple[PPOBatch, dict[str, float]]:
+        """Old log-probabilities, values, advantages and returns, and what to log about them."""
+        rollout, mask = scored.rollout, scored.rollout.action_mask
+        old = evaluate_rollout(policy, rollout, all_outputs, self.budget)
+        kl = torch.where(mask, kl_tokens(old["logprobs"], scored.ref_logprobs), 0.0)  # (B, T), k1
+        token_rewards = scored.token_rewards
+        if self.kl.placement == "reward":
+            token_rewards = token_rewards - self.controller.coef * kl
+        if self.scale is not None:
+            # Score and KL are divided alike, which leaves the optimum where it was.
+            token_rewards = token_rewards / self.scale.update(scored.score, self.sum_over_ranks)
+        config = self.config
+        advantages, returns = gae(
+            token_rewards, old["values"], mask, config.gamma, config.gae_lambda
+        )
+        stats = self._rollout_stats(scored, kl, old, returns)
+        if config.advantage_norm == "whiten":
+            advantages = masked_whiten(advantages, mask, self.sum_over_ranks)
+        batch = PPOBatch(
+            rollout, scored.ref_logprobs, old["logprobs"], old["values"], advantages, returns
+        )
+        return batch, stats
+
+    def _rollout_stats(
+        self, scored: ScoredRollout, kl: Tensor, old: dict[str, Tensor], returns: Tensor
+    ) -> dict[str, float]:
+        mask = scored.rollout.action_mask
+        sequence_kl = kl.sum(1)  # (B,)
+        kl_mean, _ = masked_moments(sequence_kl, torch.ones_like(sequence_kl, dtype=torch.bool),
+                                    self.sum_over_ranks)  # fmt: skip
+        entropy, _ = masked_moments(old["entropy"], mask, self.sum_over_ranks)
+        _, residual = masked_moments(returns - old["values"], mask, self.sum_over_ranks)
+        _, spread = masked_moments(returns, mask, self.sum_over_ranks)
+        self._measured_kl = float(kl_mean)
+        stats = {
+            "kl/ref": float(kl_mean),
+            "kl/coef": self.controller.coef,
+            "entropy": float(entropy),
+            "ppo/explained_variance": float(1.0 - residual / spread) if spread > 0 else 0.0,
+        }
+        sampler = scored.rollout.logprobs
+        if sampler is not None:
+            gap, _ = masked_moments((old["logprobs"] - sampler).abs(), mask, self.sum_over_ranks)
+            stats["sampler_gap"] = float(gap)
+        return stats
+
+    # -- the update ----------------------------------------------------------------------------
+
+    def minibatches(self, batch: PPOBatch, generator: torch.Generator) -> Iterator[Tensor]:
+        """Row indices of each optimiser step: every epoch sees every sample once."""
+        for _ in range(self.config.epochs):
+            order = torch.randperm(len(batch.rollout), generator=generator)
+            yield from order.to(batch.advantages.device).chunk(self.config.minibatches)
+
+    def loss(self, policy: torch.nn.Module, batch: PPOBatch, norm: Norm) -> LossOutput:
+        """Clipped surrogate, clipped value loss and entropy bonus (Schulman 2017, eq. 7 and 9)."""
+        config, mask = self.config, batch.rollout.action_mask
+        out = policy(*tensors(batch.rollout), self._token_fn())
+        log_ratio = torch.where(mask, out["logprobs"] - batch.old_logprobs, 0.0)  # (B, T)
+        ratio = safe_exp(log_ratio)
+        surrogate = torch.min(
+            ratio * batch.advantages,
+            ratio.clamp(1 - config.clip, 1 + config.clip) * batch.advantages,
+        )
+        if config.dual_clip is not None:
+            floor = config.dual_clip * batch.advantages
+            surrogate = torch.where(batch.advantages < 0, surrogate.max(floor), surrogate)
+        policy_loss = -masked_sum(surrogate, mask) / norm.tokens
+        value_loss = masked_sum(self._value_error(out["values"], batch), mask) / norm.tokens
+        loss = config.vf_coef * value_loss
+        is_warming_up = self.iteration < config.critic_warmup
+        kl_loss = self._kl_loss(out["logprobs"], ratio, batch, norm)
+        # Weight 0 rather than left out: DDP waits for every parameter's gradient.
+        loss = loss + (0.0 if is_warming_up else 1.0) * (policy_loss + kl_loss)
+        stats = {
+            "ppo/policy_loss": policy_loss,
+            "ppo/value_loss": value_loss,
+            "ppo/clip_frac": masked_sum(((ratio - 1).abs() > config.clip).float(), mask) / norm.tokens,
+            "ppo/approx_kl": masked_sum(ratio - 1 - log_ratio, mask) / norm.tokens,
+        }
+        if config.entropy_coef > 0:
+            entropy = masked_sum(out["entropy"], mask) / norm.tokens
+            loss = loss - (0.0 if is_warming_up else config.entropy_coef) * entropy
+        if self.kl.placement != "reward":
+            stats["kl/loss"] = kl_loss
+        return LossOutput(loss, {name: x.detach() for name, x in stats.items()})
+
+    def _token_fn(self) -> TokenFn:
+        if self.iteration < self.config.critic_warmup:
+            return logprobs_and_detached_values
+        return all_outputs if self.config.entropy_coef > 0 else logprobs_and_values
+
+    def _value_error(self, values: Tensor, batch: PPOBatch) -> Tensor:
+        """(B, T) half the squared error, the worse of the free and the clipped value."""
+        error = (values - batch.returns) ** 2
+        if self.config.value_clip is not None:
+            bound = self.config.value_clip
+            near = batch.old_values + (values - batch.old_values).clamp(-bound, bound)
+            error = torch.max(error, (near - batch.returns) ** 2)
+        return 0.5 * error
+
+    def _kl_loss(self, logprobs: Tensor, ratio: Tensor, batch: PPOBatch, norm: Norm) -> Tensor:
+        """The KL term of the loss; 0 where the KL is part of the reward."""
+        if self.kl.placement == "reward":
+            return ratio.new_zeros(())
+        kl = kl_tokens(logprobs, batch.ref_logprobs, self.kl.estimator)
+        if self.kl.placement == "ratio_loss":
+            kl = ratio * kl
+        scale = 1.0 if self.scale is None else self.scale.value
+        total = masked_sum(kl, batch.rollout.action_mask) / norm.tokens
+        return self.controller.coef / scale * total
+
+    def stops_early(self, stats: dict[str, float]) -> bool:
+        """Whether the rest of the update is dropped; `stats` are global, so all ranks agree."""
+        bound = self.config.target_kl
+        return bound is not None and stats["ppo/approx_kl"] > 1.5 * bound
+
+    def after_iteration(self, samples: int) -> None:
+        self.controller.update(self._measured_kl, samples)
+        self.iteration += 1
+
+    def learning_rates(self) -> dict[str, float]:
+        """Peak learning rates: of the language model (0 while the critic warms up), of the head."""
+        is_warming_up = self.iteration < self.config.critic_warmup
+        value_lr = self.config.value_lr or self.config.lr
+        return {"lm": 0.0 if is_warming_up else self.config.lr, "value_head": value_lr}
+
+    def state_dict(self) -> dict[str, Any]:
+        scale = None if self.scale is None else self.scale.state_dict()
+        return {
+            "iteration": self.iteration,
+            "controller": self.controller.state_dict(),
+            "scale": scale,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.iteration = int(state["iteration"])
+        self.controller.load_state_dict(state["controller"])
+        if self.scale is not None:
+            self.scale.load_state_dict(state["scale"])
+
+
+def logprobs_and_detached_values(
+    policy: Policy, logits: Tensor, hidden: Tensor, targets: Tensor
+) -> dict[str, Tensor]:
+    """Values whose gradient stops at the head, so that a warming critic leaves the policy alone."""
+    return logprobs_and_values(policy, logits, hidden.detach(), targets)
+
+
+def optimum_warnings(config: PPORun) -> list[str]:
+    """One line for each setting that moves the optimum away from ref * exp(score / beta)."""
+    ppo, kl = config.ppo, config.kl
+    lines = []
+    if kl.coef == 0:
+        lines.append("kl.coef=0: nothing holds the policy near its reference; there is no target")
+    if ppo.gamma != 1:
+        lines.append(f"ppo.gamma={ppo.gamma}: late rewards count less, so the optimum is another")
+    if ppo.entropy_coef > 0:
+        lines.append(f"ppo.entropy_coef={ppo.entropy_coef}: the bonus flattens the optimum")
+    if kl.placement != "reward":
+        lines.append(
+            f"kl.placement={kl.placement}: a token's effect on later KL is dropped, so the optimum "
+            "is another; kl.placement=reward is exact"
+        )
+    if kl.target is not None:
+        lines.append(f"kl.target={kl.target}: beta moves; the target is the one of the final beta")
+    return lines

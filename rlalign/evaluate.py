@@ -1,0 +1,98 @@
+"""The yardstick: a policy's score, KL and diversity on held-out prompts, in float32."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlalign.kl import kl_tokens
+from rlalign.metrics import distinct_n, mean_and_se
+from rlalign.policy import Policy, evaluate_rollout, logprobs_only
+from rlalign.prompts import scheduled
+from rlalign.scoring import score_rollout
+from rlalign.session import Session
+from rlalign.types import ScoredRollout
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    stats: dict[str, float]  # eval/<name>, over every rank's samples
+    rows: list[dict[str, Any]]  # prompt, response, score, kl, rewards: every rank's samples
+
+
+@torch.no_grad()
+def evaluate(session: Session, kl_coef: float, *, of_reference: bool = False) -> Evaluation:
+    """Measure the policy, or its reference, on the held-out prompts.
+
+    The same prompts and random numbers every time, so that evaluations differ by the policy alone.
+    In float32 unless `eval.dtype` says otherwise: bf16 moves a response's log-probability by about
+    0.2 nats. `eval/objective` is score - beta KL, which is what the training maximises.
+    """
+    in_float32 = session.config.eval.dtype == "float32"
+    policy = session.policy.in_float32() if in_float32 else session.policy
+    if of_reference:
+        with policy.reference() as reference:
+            return _measure(session, reference, kl_coef)
+    return _measure(session, policy, kl_coef)
+
+
+def _measure(session: Session, policy: Policy, kl_coef: float) -> Evaluation:
+    config, ranks = session.config, session.ranks
+    share = -(-config.eval.samples // ranks.size)
+    order = scheduled(len(session.eval_prompts), config.train.seed, 0, share * ranks.size)
+    mine = order[ranks.rank * share : (ranks.rank + 1) * share]
+    engine = session.new_engine()
+    engine.sync(policy)
+    prompts = session.eval_prompts.batch(mine, ranks.device)
+    rollout = engine.generate(prompts, 1, session.generator("evaluate", 0))
+    scored = score_rollout(
+        rollout, session.reward_set, config.score, policy, session.tokenizer, session.budget
+    )
+    logprobs = evaluate_rollout(policy, rollout, logprobs_only, session.budget)["logprobs"]
+    kl = torch.where(rollout.action_mask, kl_tokens(logprobs, scored.ref_logprobs), 0.0).sum(1)
+    rows = ranks.gather(sample_rows(session.reward_set.names, scored, kl))
+    return Evaluation(summarise(rows, session.reward_set.names, kl_coef), rows)
+
+
+def sample_rows(names: list[str], scored: ScoredRollout, kl: Tensor) -> list[dict[str, Any]]:
+    """One row for each sample of a scored rollout, as samples.jsonl holds them."""
+    rewards, valid = scored.rewards.tolist(), scored.valid.tolist()
+    lengths = scored.rollout.response_mask.sum(1).tolist()
+    return [
+        {
+            "prompt": scored.rollout.prompts.texts[i],
+            "response": scored.rollout.texts[i],
+            "score": score,
+            "kl": float(kl[i]),
+            "length": lengths[i],
+            "finished": bool(scored.rollout.finished[i]),
+            "rewards": {
+                name: value if ok else None
+                for name, value, ok in zip(names, rewards[i], valid[i], strict=True)
+            },
+        }
+        for i, score in enumerate(scored.score.tolist())
+    ]
+
+
+def summarise(rows: list[dict[str, Any]], names: list[str], kl_coef: float) -> dict[str, float]:
+    """eval/* of sample rows: means, standard errors, and the spread of the score."""
+    score, score_se = mean_and_se([row["score"] for row in rows])
+    kl, kl_se = mean_and_se([row["kl"] for row in rows])
+    stats = {
+        "eval/score": score,
+        "eval/score_se": score_se,
+        "eval/score_std": score_se * len(rows) ** 0.5,
+        "eval/kl": kl,
+        "eval/kl_se": kl_se,
+        "eval/objective": score - kl_coef * kl,
+        "eval/length": mean_and_se([float(row["length"]) for row in rows])[0],
+        "eval/finished": mean_and_se([float(row["finished"]) for row in rows])[0],
+        "eval/distinct2": distinct_n([row["response"] for row in rows], 2),
+    }
+    for name in names:
+        values = [row["rewards"][name] for row in rows if row["rewards"][name] is not None]
+        if values:
+            stats[f"eval/reward/{name}"] = mean_and_se(values)[0]
+    return stats

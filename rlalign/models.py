@@ -1,0 +1,179 @@
+"""Loading a causal LM and its tokenizer: by embedded name, hub id or directory."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from rewards import embedded
+from rlalign import trl_bridge
+from rlalign.config import ConfigError
+from rlalign.policy import Policy
+from rlalign.sections import LoraSection, ModelSection
+
+WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
+# Dropout would make the ratio differ from 1 before any update; each family names its own.
+DROPOUTS = (
+    "attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout",
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout", "dropout",
+)  # fmt: skip
+
+
+def compute_dtype(model: ModelSection, device: torch.device) -> torch.dtype:
+    """What `model.dtype` means on this device: auto is bfloat16 where there is hardware for it."""
+    if model.dtype == "auto":
+        return torch.bfloat16 if has_bfloat16(device) else torch.float32
+    return torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 run in hardware; emulated ones are slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        features = torch.cpu.get_capabilities()
+        return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+    return False
+
+
+def locate(model: ModelSection) -> str:
+    """The directory or hub id behind `model.name`; raises ConfigError on a hopeless directory."""
+    if embedded.is_embedded(model.name):
+        return str(embedded.path(model.name))
+    path = Path(model.name).expanduser()
+    looks_local = model.name.startswith((".", "/", "~")) or path.exists()
+    if not looks_local:
+        return model.name
+    if not path.is_dir():
+        raise ConfigError(f"model.name={model.name}: there is no such directory")
+    if not (path / "config.json").is_file():
+        raise ConfigError(f"model.name={model.name}: the directory has no config.json")
+    if not any(any(path.glob(pattern)) for pattern in WEIGHTS):
+        raise ConfigError(
+            f"model.name={model.name}: the directory has no weights (*.safetensors or *.bin); "
+            "save the model with save_pretrained"
+        )
+    return str(path)
+
+
+def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; raises ConfigError where it has no EOS token."""
+    source = locate(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise ConfigError(f"model.name={model.name}: no tokenizer could be loaded: {first_line(error)}") from error
+    return check_tokenizer(tokenizer, model.name)
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"model.name={name}: its tokenizer has no EOS token, so no response could end")
+    return tokenizer
+
+
+def load_lm(model: ModelSection, device: torch.device) -> nn.Module:
+    """The causal LM without adapters, dropout off; raises ConfigError where it cannot be loaded."""
+    source, dtype = locate(model), compute_dtype(model, device)
+    options: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        for field in DROPOUTS:
+            if hasattr(config, field):
+                setattr(config, field, 0.0)
+        if model.quantization != "none":
+            check_quantization(model, device)
+            options["quantization_config"] = trl_bridge.quantization_config(
+                model.quantization, str(dtype).removeprefix("torch.")
+            )
+        # Weights that learn stay in float32: a step of 1e-6 vanishes in bfloat16.
+        options["dtype"] = dtype if model.lora is not None else torch.float32
+        lm: nn.Module = AutoModelForCausalLM.from_pretrained(
+            source, config=config, attn_implementation=model.attention, **options
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"model.name={model.name} cannot be loaded: {first_line(error)}") from error
+    return lm
+
+
+def check_quantization(model: ModelSection, device: torch.device) -> None:
+    setting = f"model.quantization={model.quantization}"
+    if model.lora is None:
+        raise ConfigError(f"{setting}: quantised weights cannot learn; add model.lora")
+    if device.type != "cuda":
+        raise ConfigError(f"{setting} needs a CUDA device; this process runs on {device.type}")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(f"{setting} needs bitsandbytes: pip install bitsandbytes")
+
+
+def add_lora(lm: nn.Module, lora: LoraSection) -> nn.Module:
+    """The LM with fresh adapters, which change nothing until they are trained; the base is frozen."""
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha or 2 * lora.r,  # type: ignore[arg-type]
+        lora_dropout=0.0,
+        target_modules=lora.target_modules,
+        task_type=TaskType.CAUSAL_LM,
+    )
+    try:
+        return get_peft_model(lm, config)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ConfigError(f"model.lora.target_modules={lora.target_modules}: {first_line(error)}") from error
+
+
+def build_policy(
+    model: ModelSection, temperature: float, device: torch.device, lm: nn.Module | None = None
+) -> Policy:
+    """The policy that a model section describes, on `device`; `lm` stands in for the named model."""
+    given = lm is not None
+    lm = load_lm(model, device) if lm is None else lm
+    if given:
+        silence_dropout(lm)
+    if model.lora is not None:
+        lm = add_lora(lm, model.lora)
+    if model.gradient_checkpointing:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        lm.enable_input_require_grads()  # type: ignore[operator]
+    dtype = compute_dtype(model, device)
+    policy = Policy(
+        lm,
+        temperature=temperature,
+        autocast=None if dtype == torch.float32 else dtype,
+        reference="copy" if model.lora is None else "adapter",
+    )
+    # transformers checkpoints activations in train mode alone; with no dropout the modes agree.
+    policy.train(model.gradient_checkpointing)
+    policy.place_reference(device)
+    return policy.to(device)
+
+
+def silence_dropout(lm: nn.Module) -> None:
+    """Set every dropout of a model that was built elsewhere to 0."""
+    for module in lm.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for field in DROPOUTS:
+            if isinstance(vars(module).get(field), float):
+                setattr(module, field, 0.0)
+
+
+def context_length(lm: nn.Module) -> int | None:
+    """Most tokens that the model can read, or None where its configuration sets no bound."""
+    config = Policy._base(lm).config.get_text_config()
+    for field in ("max_position_embeddings", "n_positions"):
+        if isinstance(value := vars(config).get(field), int):
+            return value
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for messages that must stay on one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,209 @@
+"""Prompt sets: reading them, turning them into tokens, and the order in which a run meets them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rlalign import trl_bridge
+from rlalign.config import ConfigError
+from rlalign.sections import PromptsSection
+from rlalign.types import PromptBatch
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """N prompts as token ids, with their texts and every other column of the data."""
+
+    ids: Sequence[Sequence[int]]
+    texts: Sequence[str]
+    columns: Mapping[str, Sequence[Any]]
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(self, chosen: Sequence[int], device: torch.device | str = "cpu") -> PromptBatch:
+        """The chosen prompts, left-padded to the longest of them."""
+        rows = [self.ids[i] for i in chosen]
+        width = max(len(row) for row in rows)
+        ids = torch.tensor([[self.pad_id] * (width - len(row)) + list(row) for row in rows])
+        mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+        return PromptBatch(
+            prompt_ids=ids.to(device),
+            prompt_mask=mask.to(device),
+            texts=[self.texts[i] for i in chosen],
+            columns={name: [column[i] for i in chosen] for name, column in self.columns.items()},
+        )
+
+    def subset(self, chosen: Sequence[int]) -> "PromptSet":
+        return PromptSet(
+            ids=[self.ids[i] for i in chosen],
+            texts=[self.texts[i] for i in chosen],
+            columns={name: [column[i] for i in chosen] for name, column in self.columns.items()},
+            pad_id=self.pad_id,
+        )
+
+    def split(self, fraction: float, seed: int) -> tuple["PromptSet", "PromptSet"]:
+        """A training part and a held-out part of about `fraction`, the same for the same seed."""
+        order = shuffled(len(self), seed, epoch=-1)
+        held_out = round(fraction * len(self))
+        if fraction > 0 and len(self) > 1:
+            held_out = min(max(held_out, 1), len(self) - 1)
+        return self.subset(sorted(order[held_out:])), self.subset(sorted(order[:held_out]))
+
+
+def shuffled(size: int, seed: int, epoch: int) -> list[int]:
+    """The order of `size` prompts in one epoch; it depends on the seed and the epoch alone."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch + 1)
+    order: list[int] = torch.randperm(size, generator=generator).tolist()
+    return order
+
+
+def scheduled(size: int, seed: int, start: int, count: int) -> list[int]:
+    """Prompts `start` to `start + count` of an endless run through fresh permutations.
+
+    The place in the data is a number, not a state: a resumed run goes on where it stopped, and any
+    number of processes walk the same order.
+    """
+    chosen: list[int] = []
+    while len(chosen) < count:
+        epoch, offset = divmod(start + len(chosen), size)
+        chosen += shuffled(size, seed, epoch)[offset : offset + count - len(chosen)]
+    return chosen
+
+
+def load_prompts(
+    section: PromptsSection,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    path: str | None = None,
+    setting: str = "prompts.path",
+) -> PromptSet:
+    """The prompts at `path` (default: the section's own), ready to batch.
+
+    Raises ConfigError, naming the file and the line, where there are none, where the column is
+    missing, or where a prompt is empty or longer than `max_length` tokens.
+    """
+    path = path or section.path
+    return encode(read_rows(path, section.split, setting), section, tokenizer, max_length, f"{setting}={path}")
+
+
+def encode(
+    rows: Sequence[Row],
+    section: PromptsSection,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    source: str,
+) -> PromptSet:
+    """Rows of data as token ids."""
+    if not rows:
+        raise ConfigError(f"{source} holds no prompts; it needs at least one")
+    names = sorted({name for row in rows for name in row})
+    ids, texts = [], []
+    for number, row in enumerate(rows, 1):
+        if section.column not in row:
+            raise ConfigError(
+                f"prompts.column={section.column} is not in row {number} of {source}; "
+                f"its columns are: {', '.join(names) or 'none'}"
+            )
+        tokens, text = tokenize(row[section.column], section.chat, tokenizer, f"row {number} of {source}")
+        if max_length is not None and len(tokens) > max_length:
+            raise ConfigError(
+                f"row {number} of {source} has {len(tokens)} tokens, more than the {max_length} that "
+                "the model's context leaves beside sampling.max_new_tokens (or prompts.max_length allows); "
+                "shorten it or leave it out"
+            )
+        ids.append(tokens)
+        texts.append(text)
+    columns = {name: [row.get(name) for row in rows] for name in names if name != section.column}
+    pad = tokenizer.pad_token_id
+    return PromptSet(ids, texts, columns, int(tokenizer.eos_token_id if pad is None else pad))  # type: ignore[arg-type]
+
+
+def tokenize(
+    prompt: Any, chat: bool, tokenizer: PreTrainedTokenizerBase, where: str
+) -> tuple[list[int], str]:
+    """Token ids of a prompt, and its text as the rewards see it (a chat's last user message)."""
+    if isinstance(prompt, str):
+        text, messages = prompt, [{"role": "user", "content": prompt}] if chat else None
+    elif isinstance(prompt, list) and prompt and trl_bridge.is_conversational(prompt):
+        messages = prompt
+        text = str(next((m["content"] for m in reversed(prompt) if m["role"] == "user"), ""))
+    else:
+        raise ConfigError(f"the prompt in {where} is neither text nor a list of messages: {prompt!r:.80}")
+    if messages is not None:
+        if tokenizer.chat_template is None:
+            raise ConfigError(f"the prompt in {where} is a chat, but the model has no chat template")
+        # The template writes its own special tokens; adding them again would double the BOS.
+        rendered = trl_bridge.render_chat(messages, tokenizer)
+        tokens = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    else:
+        tokens = tokenizer(text)["input_ids"]
+    if not tokens:
+        raise ConfigError(
+            f"the prompt in {where} is empty; to sample without a prompt, write the model's first "
+            f"token, for example {tokenizer.bos_token or tokenizer.eos_token!r}"
+        )
+    return list(tokens), text
+
+
+def read_rows(path: str, split: str, setting: str) -> Sequence[Row]:
+    """Rows of a JSONL or parquet file, a saved dataset's directory, or a hub dataset."""
+    file = Path(path).expanduser()
+    if file.suffix in {".jsonl", ".json", ".ndjson"}:
+        return read_jsonl(file, setting)
+    if file.suffix == ".parquet":
+        import pyarrow.parquet  # type: ignore[import-untyped]
+
+        if not file.is_file():
+            raise ConfigError(f"{setting}={path}: there is no such file")
+        rows: list[Row] = pyarrow.parquet.read_table(file).to_pylist()
+        return rows
+    import datasets  # type: ignore[import-untyped]
+
+    try:
+        if file.is_dir():
+            data = datasets.load_from_disk(str(file))
+            data = data[split] if isinstance(data, datasets.DatasetDict) else data
+        elif file.exists() or path.startswith((".", "/", "~")) or file.suffix:
+            raise ConfigError(
+                f"{setting}={path}: " + ("not a .jsonl or .parquet file" if file.exists() else "there is no such file")
+            )
+        else:
+            data = datasets.load_dataset(path, split=split)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"{setting}={path} (prompts.split={split}) cannot be loaded: {str(error).splitlines()[0]}"
+        ) from error
+    return list(data)
+
+
+def read_jsonl(file: Path, setting: str) -> list[Row]:
+    if not file.is_file():
+        raise ConfigError(f"{setting}={file}: there is no such file")
+    rows: list[Row] = []
+    try:
+        # Not splitlines: it also splits at U+2028, which may stand inside a JSON string.
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{setting}={file} is not UTF-8 text: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{setting}={file}, line {number} is not JSON: {error.msg}") from error
+        if not isinstance(row, dict):
+            raise ConfigError(f"{setting}={file}, line {number} is not an object with named columns")
+        rows.append(row)
+    return rows

@@ -1,0 +1,131 @@
+"""What a rollout is worth: rewards of its texts, credit of its tokens, the reference's opinion."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rewards.compose import RewardSet
+from rewards.contract import Span
+from rlalign.masking import last_index
+from rlalign.policy import Policy, evaluate_rollout, logprobs_only
+from rlalign.sections import ScoreSection
+from rlalign.types import Rollout, ScoredRollout
+
+
+def score_rollout(
+    rollout: Rollout,
+    reward_set: RewardSet,
+    section: ScoreSection,
+    policy: Policy,
+    tokenizer: PreTrainedTokenizerBase,
+    budget: int,
+) -> ScoredRollout:
+    """Rewards, per-token rewards and the reference's log-probabilities of a rollout.
+
+    Raises RewardError, naming the reward and the sample, where a reward misbehaves.
+    """
+    device = rollout.response_ids.device
+    prompts = rollout.prompts
+    output = reward_set(list(prompts.texts), list(rollout.texts), prompts.columns)
+    raw = torch.as_tensor(output.score, dtype=torch.float32)
+    finished = rollout.finished.cpu()
+    score = potential(raw, finished, section)  # (B,)
+    # Where clipping acted, the spans no longer add up to what the sample earned.
+    unclipped = score == potential(raw, finished, ScoreSection(missing_eos_penalty=section.missing_eos_penalty))
+    spans = [s if keep else () for s, keep in zip(output.spans, unclipped.tolist(), strict=True)]
+    token_rewards = place_credit(rollout, score.to(device), spans, tokenizer)
+    return ScoredRollout(
+        rollout=rollout,
+        rewards=torch.as_tensor(output.values, dtype=torch.float32, device=device),
+        valid=torch.as_tensor(output.valid, dtype=torch.bool, device=device),
+        score=score.to(device),
+        token_rewards=token_rewards,
+        ref_logprobs=reference_logprobs(rollout, policy, budget),
+    )
+
+
+def score_given(
+    rollout: Rollout, scores: Sequence[float], policy: Policy, budget: int
+) -> ScoredRollout:
+    """A rollout with scores from outside, one a response, in place of the run's rewards."""
+    if len(scores) != len(rollout):
+        raise ValueError(f"{len(scores)} scores were given for {len(rollout)} responses")
+    score = torch.tensor([float(s) for s in scores], device=rollout.response_ids.device)
+    if not bool(score.isfinite().all()):
+        raise ValueError("a score is NaN or infinite")
+    none = score.new_zeros(len(rollout), 0)
+    return ScoredRollout(
+        rollout=rollout,
+        rewards=none,
+        valid=none.bool(),
+        score=score,
+        token_rewards=place_credit(rollout, score),
+        ref_logprobs=reference_logprobs(rollout, policy, budget),
+    )
+
+
+def reference_logprobs(rollout: Rollout, policy: Policy, budget: int) -> Tensor:
+    """(B, T) float32 log-probabilities of the responses under the reference."""
+    with policy.reference() as reference:
+        return evaluate_rollout(reference, rollout, logprobs_only, budget)["logprobs"]
+
+
+def potential(raw: Tensor, finished: Tensor, section: ScoreSection) -> Tensor:
+    """(B,) the score that the target holds: the weighted sum, clipped, less the EOS penalty."""
+    score = raw if section.clip is None else raw.clamp(*section.clip)
+    return score - section.missing_eos_penalty * (~finished).float()
+
+
+def place_credit(
+    rollout: Rollout,
+    score: Tensor,
+    spans: Sequence[Sequence[Span]] = (),
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Tensor:
+    """(B, T) float32 rewards on actions that add up to `score` (B,).
+
+    A span's credit lands on the token that brings the character at its `end`, the first from which
+    the match can no longer be undone; what spans leave over lands on the last action, EOS included.
+    """
+    token_rewards = torch.zeros(rollout.response_ids.shape, device=score.device)
+    last = last_index(rollout.action_mask)  # (B,)
+    for row, row_spans in enumerate(spans):
+        if not row_spans or tokenizer is None:
+            continue
+        ids = rollout.response_ids[row][rollout.response_mask[row]].tolist()
+        shown = characters_shown(ids, rollout.texts[row], tokenizer)
+        actions = rollout.action_mask[row].tolist()
+        for span in row_spans:
+            token = next((t for t, n in enumerate(shown) if n > span.end), len(shown))
+            # Credit that falls on a token the policy did not choose goes to its next action.
+            token = next((t for t in range(token, len(ids)) if actions[t]), int(last[row]))
+            token_rewards[row, token] += span.credit
+    rows = torch.arange(len(score), device=score.device)
+    token_rewards[rows, last] += score - token_rewards.sum(1)
+    return token_rewards
+
+
+def characters_shown(
+    ids: Sequence[int], text: str, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    """How many characters of `text` stand fixed after each of its tokens `ids`.
+
+    By decoding every prefix, since a token can hold part of a character: what a prefix shows of an
+    unfinished one is a replacement mark, which does not match the text and so does not count.
+    """
+    prefixes = tokenizer.batch_decode(
+        [list(ids[: t + 1]) for t in range(len(ids))],
+        skip_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )
+    return [common_prefix(prefix, text) for prefix in prefixes]
+
+
+def common_prefix(a: str, b: str) -> int:
+    """Length of the longest common prefix."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))

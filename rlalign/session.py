@@ -1,0 +1,160 @@
+"""The composition root: a configuration becomes live objects, the cheap checks first."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from rewards.compose import RewardSet, parse_entries
+from rlalign.config import ConfigError
+from rlalign.generation import DecodeEngine
+from rlalign.models import build_policy, check_tokenizer, load_tokenizer, locate
+from rlalign.prompts import PromptSet, encode, load_prompts, scheduled
+from rlalign.ranks import Ranks, set_threads
+from rlalign.sections import RunConfig
+from rlalign.types import PromptBatch
+
+logger = logging.getLogger(__name__)
+
+RewardFunction = Callable[..., Any]
+DEFAULT_BUDGET = 8192  # tokens of a micro-batch where optim.micro_batch_tokens is null
+
+
+class Session:
+    """Everything a run works with: ranks, tokenizer, prompts, rewards, policy, engine.
+
+    `lm`, `tokenizer`, `prompts` and `rewards` stand in for what the configuration names, or (for
+    rewards) add to it. Raises ConfigError before a model is loaded wherever that is possible.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        lm: nn.Module | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        prompts: Sequence[str | Mapping[str, Any]] | None = None,
+        rewards: Sequence[RewardFunction] = (),
+    ) -> None:
+        self.config = config
+        self.ranks = Ranks()
+        self.threads = set_threads(config.train.threads)
+        self.budget = config.optim.micro_batch_tokens or DEFAULT_BUDGET
+        check_samples(config, self.ranks.size)
+        self.tokenizer = (
+            load_tokenizer(config.model)
+            if tokenizer is None
+            else check_tokenizer(tokenizer, config.model.name)
+        )
+        self.longest_prompt = self._longest_prompt(lm)
+        self.prompts, self.eval_prompts = self._load_prompts(prompts)
+        self.reward_set = RewardSet(parse_entries(config.rewards), extra=list(rewards))
+        self.reward_set.probe(
+            [self.prompts.texts[0]], {n: c[:1] for n, c in self.prompts.columns.items()}
+        )
+        self.policy = build_policy(
+            config.model, config.sampling.temperature, self.ranks.device, lm
+        )
+        self.engine = self.new_engine()
+        self.engine.sync(self.policy)
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.engine.close()
+
+    def new_engine(self) -> DecodeEngine:
+        sampling = self.config.sampling
+        return DecodeEngine(
+            self.tokenizer,
+            max_new_tokens=sampling.max_new_tokens,
+            stop=sampling.stop,
+            batch_size=sampling.batch_size,
+        )
+
+    def _load_prompts(
+        self, given: Sequence[str | Mapping[str, Any]] | None
+    ) -> tuple[PromptSet, PromptSet]:
+        section, seed = self.config.prompts, self.config.train.seed
+        limit = self.longest_prompt
+        if given is None:
+            everything = load_prompts(section, self.tokenizer, limit)
+        else:
+            rows = [{section.column: p} if isinstance(p, str) else p for p in given]
+            everything = encode(rows, section, self.tokenizer, limit, "prompts=")
+        if section.eval_path is not None:
+            path, setting = section.eval_path, "prompts.eval_path"
+            return everything, load_prompts(section, self.tokenizer, limit, path, setting)
+        train, held_out = everything.split(section.eval_fraction, seed)
+        # With nothing held out, the yardstick reads the training prompts, and says so in its name.
+        return train, held_out if len(held_out) else train
+
+    def _longest_prompt(self, lm: nn.Module | None) -> int | None:
+        """Most tokens that a prompt may have: what the context leaves beside the response."""
+        model, wanted = self.config.model, self.config.sampling.max_new_tokens
+        config = (
+            AutoConfig.from_pretrained(
+                locate(model), revision=model.revision, trust_remote_code=model.trust_remote_code
+            )
+            if lm is None
+            else lm.config
+        )
+        fields = vars(config.get_text_config())  # type: ignore[union-attr, operator]
+        context = fields.get("max_position_embeddings") or fields.get("n_positions")
+        if context is None:
+            return self.config.prompts.max_length
+        if wanted >= context:
+            raise ConfigError(
+                f"sampling.max_new_tokens={wanted} leaves no room for a prompt in the model's "
+                f"context of {context} tokens"
+            )
+        return min(context - wanted, self.config.prompts.max_length or context)
+
+    def encode(self, prompts: Sequence[str | Mapping[str, Any]]) -> PromptBatch:
+        """Prompts from outside the run's data as a batch."""
+        column = self.config.prompts.column
+        rows = [{column: p} if isinstance(p, str) else p for p in prompts]
+        encoded = encode(rows, self.config.prompts, self.tokenizer, self.longest_prompt, "prompts=")
+        return encoded.batch(range(len(encoded)), self.ranks.device)
+
+    # -- randomness and order ------------------------------------------------------------------
+
+    def generator(self, purpose: str, step: int) -> torch.Generator:
+        """A generator that depends on seed, purpose, step and rank, and on nothing before it.
+
+        So there is no generator state to save: a resumed run draws what an unbroken one would.
+        """
+        purposes = ("generate", "minibatches", "evaluate", "user")
+        mixed = (self.config.train.seed * 1009 + step) * 8 + purposes.index(purpose)
+        return torch.Generator().manual_seed(mixed * 4099 + self.ranks.rank)
+
+    def prompt_batch(self, iteration: int) -> PromptBatch:
+        """This rank's prompts of an iteration, the ranks' parts being slices of one global order."""
+        count = self.config.train.samples // self.config.sampling.samples_per_prompt
+        seed = self.config.train.seed
+        chosen = scheduled(len(self.prompts), seed, iteration * count, count)
+        share = count // self.ranks.size
+        mine = chosen[self.ranks.rank * share : (self.ranks.rank + 1) * share]
+        return self.prompts.batch(mine, self.ranks.device)
+
+
+def check_samples(config: RunConfig, world: int) -> None:
+    """Refuse sample counts that do not split evenly over processes, prompts and minibatches."""
+    samples, per_prompt = config.train.samples, config.sampling.samples_per_prompt
+    sections = config.model_dump()
+    algorithm = next((s for s in sections.values() if isinstance(s, dict) and "minibatches" in s), {})
+    minibatches = int(algorithm.get("minibatches", 1))
+    unit = world * math.lcm(minibatches, per_prompt)
+    if samples % unit:
+        below, above = samples // unit * unit, (samples // unit + 1) * unit
+        nearest = f"{below} or {above}" if below else str(above)
+        raise ConfigError(
+            f"train.samples={samples} does not split over {world} processes x {minibatches} "
+            f"minibatches with {per_prompt} samples a prompt; nearest valid: {nearest}"
+        )
+

@@ -1,0 +1,198 @@
+"""One iteration in two halves: collect responses, learn from them. One process or many."""
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlalign.algorithms.ppo import PPO, PPOBatch
+from rlalign.policy import micro_batches
+from rlalign.scoring import score_given, score_rollout
+from rlalign.session import Session
+from rlalign.types import Norm, PromptBatch, Rollout, ScoredRollout
+
+logger = logging.getLogger(__name__)
+
+MAX_SKIPPED = 5  # optimiser steps in a row with a gradient that is not finite, before the run stops
+
+
+class DivergedError(RuntimeError):
+    """The gradient stopped being finite, step after step."""
+
+
+class Trainer:
+    """Collects responses and learns from them.
+
+    `loop.train` drives it through a whole run; `.generate()` and `.step()` serve loops of your own.
+    """
+
+    def __init__(self, session: Session, objective: PPO) -> None:
+        self.session, self.objective = session, objective
+        self.iteration = 0  # finished iterations
+        self.samples = 0
+        self.optimizer_steps = 0
+        self._skipped_in_a_row = 0
+        policy, optim = session.policy, session.config.optim
+        head = [p for p in policy.value_head.parameters()]
+        lm = [p for p in policy.lm.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            [{"params": lm, "name": "lm"}, {"params": head, "name": "value_head"}],
+            lr=0.0,
+            betas=optim.betas,
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            fused=True,
+        )
+        self.wrapped, self.optimizer = session.ranks.accelerator.prepare(policy, optimizer)
+
+    # -- the two halves of an iteration --------------------------------------------------------
+
+    def generate(self, prompts: Sequence[str] | PromptBatch | None = None, n: int | None = None) -> Rollout:
+        """Responses of the current policy: `n` to each prompt.
+
+        `prompts`: texts, a batch, or None for this iteration's share of the run's own prompts.
+        """
+        session = self.session
+        if prompts is None:
+            prompts = session.prompt_batch(self.iteration)
+        elif not isinstance(prompts, PromptBatch):
+            prompts = session.encode(prompts)
+        session.engine.sync(session.policy, self.optimizer_steps)
+        n = session.config.sampling.samples_per_prompt if n is None else n
+        return session.engine.generate(prompts, n, session.generator("generate", self.iteration))
+
+    def score(self, rollout: Rollout) -> ScoredRollout:
+        """The rollout with its rewards and the reference's log-probabilities."""
+        session = self.session
+        return score_rollout(
+            rollout, session.reward_set, session.config.score, session.policy, session.tokenizer, session.budget
+        )
+
+    def step(self, rollout: Rollout | ScoredRollout, scores: Sequence[float] | None = None) -> dict[str, float]:
+        """Learn from one rollout; what happened, by metric key.
+
+        `scores`, one a response, replace the run's rewards: use them where the judge is outside.
+        """
+        clock = Clock()
+        if isinstance(rollout, Rollout):
+            with clock("score"):
+                rollout = self.score(rollout) if scores is None else self._score_from(rollout, scores)
+        return self._learn(rollout, clock) | clock.stats()
+
+    def _score_from(self, rollout: Rollout, scores: Sequence[float]) -> ScoredRollout:
+        return score_given(rollout, scores, self.session.policy, self.session.budget)
+
+    def _learn(self, scored: ScoredRollout, clock: "Clock") -> dict[str, float]:
+        """Prepare and update; counts the iteration."""
+        self._set_learning_rates()
+        with clock("prepare"):
+            batch, stats = self.objective.prepare(self.session.policy, scored)
+        with clock("update"):
+            stats |= self._update(batch)
+        self.iteration += 1
+        self.samples += len(scored) * self.session.ranks.size
+        self.objective.after_iteration(len(scored) * self.session.ranks.size)
+        return stats
+
+    # -- the update ----------------------------------------------------------------------------
+
+    def _set_learning_rates(self) -> None:
+        factor = schedule(self.session.config, self.iteration)
+        peaks = self.objective.learning_rates()
+        for group in self.optimizer.param_groups:
+            group["lr"] = peaks[group["name"]] * factor
+
+    def _update(self, batch: PPOBatch) -> dict[str, float]:
+        """One optimiser step a minibatch; the means of its statistics."""
+        seen: list[dict[str, float]] = []
+        generator = self.session.generator("minibatches", self.iteration)
+        stopped = False
+        for rows in self.objective.minibatches(batch, generator):
+            seen.append(self._step(batch, rows))
+            if self.objective.stops_early(seen[-1]):
+                stopped = True
+                break
+        stats = {name: sum(s[name] for s in seen) / len(seen) for name in seen[0]}
+        return stats | {"ppo/stopped_early": float(stopped), "lr": self.optimizer.param_groups[0]["lr"]}
+
+    def _step(self, batch: PPOBatch, rows: Tensor) -> dict[str, float]:
+        """Gradients of one minibatch over every rank, then one optimiser step."""
+        ranks, accelerator = self.session.ranks, self.session.ranks.accelerator
+        counts = torch.stack([batch.rollout.action_mask[rows].sum(), torch.tensor(len(rows), device=rows.device)])
+        tokens, sequences = ranks.sum(counts.double()).tolist()
+        norm = Norm(tokens=max(tokens, 1.0), sequences=sequences)
+        micros = micro_batches(batch.rollout.lengths[rows], self.session.budget)
+        # Every rank runs as many micro-batches as the longest one, or their collectives never meet.
+        count = ranks.max(len(micros))
+        totals: dict[str, Tensor] = {}
+        for i in range(count):
+            part = batch.rows(rows[micros[min(i, len(micros) - 1)]])
+            weight = float(i < len(micros))
+            is_last = i == count - 1
+            with nullcontext() if is_last else accelerator.no_sync(self.wrapped):
+                out = self.objective.loss(self.wrapped, part, norm)
+                # DDP averages over ranks; the denominators already count all of them.
+                accelerator.backward(out.loss * (weight * ranks.size))
+            for name, x in out.stats.items():
+                totals[name] = totals.get(name, torch.zeros_like(x)) + weight * x
+        grad_norm = self._apply_gradients()
+        summed = ranks.sum(torch.stack(list(totals.values()))).tolist()
+        return dict(zip(totals, summed, strict=True)) | grad_norm
+
+    def _apply_gradients(self) -> dict[str, float]:
+        """Clip and step, once; a gradient that is not finite is dropped, on all ranks alike."""
+        accelerator, bound = self.session.ranks.accelerator, self.session.config.optim.max_grad_norm
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = accelerator.clip_grad_norm_(parameters, math.inf if bound is None else bound)
+        grad_norm = float(norm) if norm is not None else 0.0  # None: DeepSpeed clips by itself
+        is_finite = math.isfinite(grad_norm)
+        if is_finite:
+            self.optimizer.step()
+            self.optimizer_steps += 1
+            self._skipped_in_a_row = 0
+        else:
+            self._skipped_in_a_row += 1
+            logger.warning("gradient norm is %s: optimiser step skipped", grad_norm)
+            if self._skipped_in_a_row >= MAX_SKIPPED:
+                raise DivergedError(
+                    f"{MAX_SKIPPED} optimiser steps in a row had a gradient that is not finite; "
+                    "lower ppo.lr, or look for a reward with extreme values"
+                )
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"ppo/grad_norm": grad_norm if is_finite else 0.0, "ppo/skipped_steps": float(not is_finite)}
+
+
+def schedule(config: Any, iteration: int) -> float:
+    """The learning rate of an iteration as a share of its peak; a closed form, so it needs no state."""
+    optim, total = config.optim, config.train.iterations
+    warmup = optim.warmup_iterations
+    if iteration < warmup:
+        return float((iteration + 1) / (warmup + 1))
+    if optim.schedule == "constant":
+        return 1.0
+    progress = min((iteration - warmup) / max(total - warmup, 1), 1.0)
+    shape = 1.0 - progress if optim.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return float(optim.final_lr_fraction + (1.0 - optim.final_lr_fraction) * shape)
+
+
+class Clock:
+    """Seconds spent in each named phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def stats(self) -> dict[str, float]:
+        return {f"time/{phase}": seconds for phase, seconds in self.seconds.items()}
