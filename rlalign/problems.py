@@ -27,8 +27,12 @@ class Problems:
         """Add a message that belongs to no one setting."""
         self._messages[message] = message
 
-    def __contains__(self, path: Path) -> bool:
-        return dotted(path) in self._messages
+    def are_about(self, path: Path) -> bool:
+        """Whether there is a message about a setting or a part of it."""
+        here = dotted(path)
+        return any(
+            key == here or key.startswith((f"{here}.", f"{here}[")) for key in self._messages
+        )
 
     def raise_if_any(self) -> None:
         if self._messages:

@@ -4,13 +4,16 @@ The rewards package is imported only when a configuration names a reward or a fi
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlalign.problems import Problems, shown
 from rlalign.schema import Node, unknown_reward
 from rlalign.settle import Texts, plain_copy, settle
+
+if TYPE_CHECKING:
+    from rewards.entries import RewardEntry
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 SETTING = re.compile(r"rewards(\.[\w-]+|\[\d+\])+")  # what a message about a reward starts with
@@ -77,34 +80,46 @@ def _load_files(files: Any, problems: Problems) -> None:
 
 
 def _settle_entry(name: str, entry: dict[str, Any], texts: Texts, problems: Problems) -> None:
+    path = ("rewards", name)
+    schema = _entry_schema(entry["kind"])
+    settle(schema, schema, entry, path, texts, problems)
+    told = {key for key in entry if problems.are_about((*path, key))}
+    parsed, faults = _parse(name, entry)
+    for setting, message in faults:
+        if setting.removeprefix(f"rewards.{name}.").partition("[")[0] not in told:
+            problems.add([setting], message)
+    if parsed is not None:
+        # Defaults are written out: the saved configuration says what the run did.
+        options = {key: getattr(parsed, key) for key in ("weight", "scale", "clip", "on_error")}
+        entry |= plain_copy({**parsed.params, **options}, path, problems)
+
+
+def _parse(
+    name: str, entry: Mapping[str, Any]
+) -> tuple["RewardEntry | None", list[tuple[str, str]]]:
+    """The entry, or its faults by setting: a check stops at its first, so each is left out in turn."""
     from rewards import contract, entries
 
-    schema = _entry_schema(entry["kind"])
-    settle(schema, schema, entry, ("rewards", name), texts, problems)
-    where = f"rewards.{name}"
-    told: set[str] = set()
-    rest = dict(entry)
-    while True:  # a check stops at its first fault: leave that key out and look for more
+    faults: list[tuple[str, str]] = []
+    rest, keys = dict(entry), set[str]()
+    while True:
         try:
             parsed = entries.parse_entries({name: rest})[0]
-            break
+            return (None if faults else parsed), faults
         except contract.RewardConfigError as error:
             lines = str(error).splitlines()
-        at_fault = set()
+        found = set()
         for line in lines:
-            setting = SETTING.match(line)
-            path = setting[0].rstrip(".") if setting else line
-            key = re.split(r"[.\[]", path.removeprefix(f"{where}."))[0]
-            if key not in told:
-                problems.add([path], line)
-                at_fault.add(key)
-        told |= at_fault
-        if not at_fault & rest.keys() or "kind" in at_fault:
-            return
-        rest = {key: value for key, value in rest.items() if key not in at_fault}
-    # Defaults are written out: the saved configuration says what the run did.
-    options = {key: getattr(parsed, key) for key in ("weight", "scale", "clip", "on_error")}
-    entry |= plain_copy({**parsed.params, **options}, ("rewards", name), problems)
+            match = SETTING.match(line)
+            setting = match[0] if match else line
+            key = setting.removeprefix(f"rewards.{name}.").partition("[")[0]
+            if key not in keys:  # what was left out is now missing
+                faults.append((setting, line))
+                found.add(key)
+        keys |= found
+        if not found & rest.keys() or "kind" in found:
+            return None, faults
+        rest = {key: value for key, value in rest.items() if key not in found}
 
 
 def _entry_schema(kind: Any) -> Node:

@@ -191,6 +191,9 @@ def unknown_setting(root: Node, path: Sequence[str]) -> str:
     """The message about a path that is no setting."""
     typed = ".".join(path)
     known = [setting.path for setting in settings(root)]
+    if typed in known:  # a file's key with a dot in it
+        *above, leaf = typed.split(".")
+        return f"{typed} is unknown; nest it: {': {'.join(above)}: {{{leaf}: …{'}' * len(above)}"
     groups = {name.rpartition(".")[0] for name in known} - {""}
     close = nearest_path(typed, [*known, *sorted(groups)])
     if close:

@@ -1,0 +1,18 @@
+"""A run model as small as they come, for tests of the configuration alone."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from rlalign.sections import Positive, PositiveFloat, RunConfig, Section
+
+
+class SmallPPOSection(Section):
+    epochs: Positive = Field(2, description="passes over the samples")
+    minibatches: Positive = 4
+    lr: PositiveFloat = 1e-4
+    norm: Literal["whiten", "none"] = "whiten"
+
+
+class SmallRun(RunConfig):
+    ppo: SmallPPOSection = SmallPPOSection()
