@@ -9,6 +9,7 @@ import platform
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from rlalign.sections import RunSection
 logger = logging.getLogger(__name__)
 
 Status = Literal["running", "done", "failed", "preempted"]
+_WRITING = threading.Lock()
 PACKAGES = ("rlalign", "torch", "transformers", "trl", "accelerate", "peft")
 
 
@@ -74,8 +76,10 @@ class RunFolder:
 
     def write_run_json(self, fields: Mapping[str, Any]) -> None:
         """Merge `fields` into run.json, which a reader sees before or after, never half-written."""
-        merged = {**self.read_run_json(), **fields}
-        write_atomically(self.run_json, json.dumps(merged, indent=1, ensure_ascii=False) + "\n")
+        with _WRITING:  # trackers write their ids from threads of their own
+            merged = {**self.read_run_json(), **fields}
+            text = json.dumps(merged, indent=1, ensure_ascii=False, allow_nan=False)
+            write_atomically(self.run_json, text + "\n")
 
     def start(
         self,

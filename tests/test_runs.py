@@ -98,9 +98,10 @@ def test_run_json_tells_the_start_and_the_end(tmp_path, monkeypatch):
     assert ended["status"] == "failed" and ended["exit_code"] == 5
     assert ended["message"] == f"reward 'x' said {HIDDEN}" and ended["ended_at"]
     assert "canary" not in run.run_json.read_text()
+    run.write_run_json({"started_at": "earlier"})
     run.start(argv=argv, world_size=2, seeds={"train": 3})
     again = run.read_run_json()
-    assert again["started_at"] == begun["started_at"] and again["resumed_at"]
+    assert again["started_at"] == "earlier" and again["resumed_at"]
     assert again["status"] == "running" and again["message"] is None
 
 
@@ -154,6 +155,7 @@ def test_ordinary_arguments_are_left_alone():
         *("--rewards.space.words=['key', 'token']", "--run.name=keyboard", "--flag", "a=b"),
     ]
     assert redact_command(argv) == argv
+    assert redact_command(["--hub_token", "--ppo.lr=1"]) == ["--hub_token", "--ppo.lr=1"]
 
 
 def test_a_message_with_the_word_key_is_left_alone():
