@@ -2,7 +2,8 @@
 
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards import embedded
 from rewards.contract import RewardConfigError
 
 Floats = NDArray[np.float64]
@@ -39,10 +39,8 @@ class Embedder:
 
     def __init__(self, model: str, device: str) -> None:
         library = needs("sentence_transformers", "classifiers")
-        try:
-            self._model = library.SentenceTransformer(_resolve(model), device=device)
-        except (OSError, ValueError) as error:
-            raise _unloadable(model, error) from error
+        with _loading(model) as path:
+            self._model = library.SentenceTransformer(path, device=device)
 
     def encode(self, texts: Sequence[str]) -> Floats:
         """(B, D); texts beyond the model's length are cut. Batches are formed by length."""
@@ -60,14 +58,12 @@ class SequenceClassifier:
     def __init__(self, model: str, trust_remote_code: bool, device: str) -> None:
         transformers = needs("transformers", "classifiers")
         self.name, self._device, self._torch = model, device, needs("torch", "classifiers")
-        path, trust = _resolve(model), {"trust_remote_code": trust_remote_code}
-        try:
+        trust = {"trust_remote_code": trust_remote_code}
+        with _loading(model) as path:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(path, **trust)
             network, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
                 path, output_loading_info=True, dtype=self._torch.float32, **trust
             )
-        except (OSError, ValueError) as error:
-            raise _unloadable(model, error) from error
         if loading["missing_keys"]:  # transformers only warns, and classifies at random
             raise RewardConfigError(
                 f"model={model!r} is no trained sequence classifier: its files lack "
@@ -107,13 +103,27 @@ class SequenceClassifier:
             {"role": "assistant", "content": completion},
         ]
         text: str = self._tokenizer.apply_chat_template(messages, tokenize=False)
-        # The tokenizer adds it again.
-        return text.removeprefix(self._tokenizer.bos_token or "")
+        return text
 
-    def logits(self, texts: Sequence[str], max_length: int | None, batch_size: int) -> Floats:
-        """(B, labels); texts beyond `max_length` tokens (null: the model's own limit) are cut."""
+    def logits(
+        self,
+        texts: Sequence[str],
+        max_length: int | None = None,
+        batch_size: int = 32,
+        *,
+        special_tokens: bool = True,
+    ) -> Floats:
+        """(B, labels); texts beyond `max_length` tokens (null: the model's own limit) are cut.
+
+        `special_tokens` is false for text from `as_chat`, which holds them already.
+        """
         limit = min(max_length or self._longest(), self._longest())
-        encoded = [self._tokenizer(text, truncation=True, max_length=limit) for text in texts]
+        encoded = [
+            self._tokenizer(
+                text, truncation=True, max_length=limit, add_special_tokens=special_tokens
+            )
+            for text in texts
+        ]
         # Without special tokens an empty text has no token at all, and no logits.
         ids = [one["input_ids"] or [self._tokenizer.pad_token_id] for one in encoded]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
@@ -126,11 +136,8 @@ class SequenceClassifier:
             out[rows] = result.float().cpu().numpy()
         return out
 
-    def probabilities(
-        self, texts: Sequence[str], max_length: int | None, batch_size: int
-    ) -> Floats:
+    def probabilities(self, logits: Floats) -> Floats:
         """(B, labels): a softmax, or a sigmoid each where labels do not exclude each other."""
-        logits = self.logits(texts, max_length, batch_size)
         several = self._network.config.problem_type == "multi_label_classification"
         return sigmoid(logits) if several or logits.shape[1] == 1 else softmax(logits)
 
@@ -170,6 +177,8 @@ def sequence_classifier(model: str, trust_remote_code: bool = False) -> Sequence
 
 @cache
 def sentiment_reviews() -> ReviewSentiment:
+    from rewards import embedded
+
     return ReviewSentiment(embedded.path("sentiment-reviews"))
 
 
@@ -194,13 +203,19 @@ def softmax(x: Floats) -> Floats:
     return result
 
 
-def _resolve(model: str) -> str:
-    return str(embedded.path(model)) if embedded.is_embedded(model) else model
+@contextmanager
+def _loading(model: str) -> Iterator[str]:
+    """The directory or hub id to load from, without progress bars; a failure names the model."""
+    from rewards import embedded
+    from rewards.embedded import converters
 
-
-def _unloadable(model: str, error: Exception) -> RewardConfigError:
-    reason = str(error).strip().split("\n", 1)[0]
-    return RewardConfigError(
-        f"model={model!r} cannot be loaded ({type(error).__name__}: {reason}); give an embedded "
-        f"model ({', '.join(embedded.names())}), a hub id or a local directory"
-    )
+    path = str(embedded.path(model)) if embedded.is_embedded(model) else model
+    try:
+        with converters.quiet_transformers():
+            yield path
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise RewardConfigError(
+            f"model={model!r} cannot be loaded ({type(error).__name__}: {reason}); give an "
+            f"embedded model ({', '.join(embedded.names())}), a hub id or a local directory"
+        ) from error

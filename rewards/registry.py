@@ -1,7 +1,6 @@
 """The rewards that can be named in a configuration: `@reward`, users' files, plug-ins."""
 
 import hashlib
-import importlib.util
 import inspect
 import re
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar, overload
 
 from rewards import schema
@@ -136,8 +136,11 @@ def load_file(path: str | Path) -> str:
         return sha256
     kept = {kind: _specs.pop(kind) for kind in old_kinds if kind in _specs}
     before = set(_specs)
+    module = ModuleType(f"reward_file_{file.stem}_{sha256[:12]}")
+    module.__file__ = str(file)
+    sys.modules[module.__name__] = module  # so that its classes pickle, its source lines are found
     try:
-        _run_file(file, code, sha256, path)
+        _run_file(module, code, path)
         new = frozenset(_specs) - before
         if not new:
             raise RewardConfigError(
@@ -149,41 +152,34 @@ def load_file(path: str | Path) -> str:
         for kind in set(_specs) - before:
             del _specs[kind]
         _specs.update(kept)
+        del sys.modules[module.__name__]
         raise
     _files[file] = (sha256, new)
     return sha256
 
 
-def _run_file(file: Path, code: bytes, sha256: str, shown: str | Path) -> None:
-    name = f"reward_file_{file.stem}_{sha256[:12]}"
-    spec = importlib.util.spec_from_loader(name, loader=None, origin=str(file))
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    module.__file__ = str(file)
-    sys.modules[name] = module  # so that its classes pickle and its source lines are found
+def _run_file(module: ModuleType, code: bytes, shown: str | Path) -> None:
+    file = str(module.__file__)
     try:
-        exec(compile(code, str(file), "exec"), module.__dict__)
+        exec(compile(code, file, "exec"), module.__dict__)
     except (RewardConfigError, KeyboardInterrupt):
-        del sys.modules[name]
         raise
     except SyntaxError as error:
-        del sys.modules[name]
         raise RewardConfigError(
             f"reward file '{shown}' is no valid Python: "
             f"{error.filename}:{error.lineno}: {error.msg}"
         ) from error
     except BaseException as error:
-        del sys.modules[name]
-        line = _line_within(error, file)
         raise RewardConfigError(
-            f"reward file '{shown}' failed at line {line}: {type(error).__name__}: {error}"
+            f"reward file '{shown}' failed at line {_line_within(error, file)}: "
+            f"{type(error).__name__}: {error}"
         ) from error
 
 
-def _line_within(error: BaseException, file: Path) -> int:
+def _line_within(error: BaseException, file: str) -> int:
     lines, trace = [0], error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(file):
+        if trace.tb_frame.f_code.co_filename == file:
             lines.append(trace.tb_lineno)
         trace = trace.tb_next
     return lines[-1]
@@ -228,7 +224,7 @@ def _add(spec: RewardSpec) -> None:
 
 
 def _is_rerun_cell(old: Callable[..., Any], new: Callable[..., Any]) -> bool:
-    """Whether a notebook's or prompt's cell defines the same thing once more."""
+    """Whether a notebook's cell that defines a reward was run once more."""
     typed = old.__module__ == new.__module__ == "__main__" and "ipykernel" in sys.modules
     return typed and old.__qualname__ == new.__qualname__
 

@@ -194,8 +194,9 @@ def _read_parameters(
     for parameter in parameters:
         name, empty = parameter.name, inspect.Parameter.empty
         if parameter.kind not in (_POSITIONAL, _NAMED):
+            shown = str(parameter).split(":")[0]
             raise RewardConfigError(
-                f"{where}: {what} takes '{parameter}'; name every parameter, so that a misspelt "
+                f"{where}: {what} takes '{shown}'; name every parameter, so that a misspelt "
                 "one is found"
             )
         if name in RESERVED:

@@ -93,9 +93,9 @@ class Classifier:
         chat = model.has_chat_template if self.chat is None else self.chat
         pairs = zip(prompts, completions, strict=True)
         texts = [model.as_chat(p, c) for p, c in pairs] if chat else completions
-        judge = model.logits if self.output == "logit" else model.probabilities
-        values = judge(texts, self.max_length, self.batch_size)[:, model.column(self.label)]
-        return [float(value) for value in values]
+        logits = model.logits(texts, self.max_length, self.batch_size, special_tokens=not chat)
+        values = logits if self.output == "logit" else model.probabilities(logits)
+        return [float(value) for value in values[:, model.column(self.label)]]
 
     @property
     def _classifier(self) -> SequenceClassifier:

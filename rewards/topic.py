@@ -128,7 +128,7 @@ class Classifier:
         texts = _texts(prompts, completions, self.include_prompt)
         if self.backend == "sequence":
             column = self._sequence.column(self.label)
-            values = self._sequence.probabilities(texts, None, batch_size=32)[:, column]
+            values = self._sequence.probabilities(self._sequence.logits(texts))[:, column]
             return [float(value) for value in values]
         cosines = classifiers.embedder(self.model).encode(texts) @ self._label_vectors.T
         blank = np.array([not text.strip() for text in texts], dtype=bool)

@@ -1,0 +1,132 @@
+import random
+
+import pytest
+
+from rewards import RewardError, Score, Span, conformance, kinds, reward
+from rewards.conformance import check
+
+NEEDS_A_MODEL = {"style.classifier"}
+
+
+@pytest.mark.parametrize("kind", [k for k in kinds() if k not in NEEDS_A_MODEL])
+def test_every_kind_keeps_the_contract(kind):
+    check(kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "params"),
+    [
+        ("lexical.contains", {"words": ["she", "rain", "雨"], "mode": "any"}),
+        ("lexical.contains", {"words": ["she", "moon"], "mode": "all"}),
+        ("lexical.excludes", {"words": ["rain", "very"], "mode": "count"}),
+        ("lexical.word_rate", {"words": ["東京", "in order to", "cafe\u0301"]}),
+        ("lexical.pattern", {"pattern": "o", "mode": "count"}),
+        ("lexical.diversity", {"n": 1}),
+        ("style.sentiment", {"backend": "vader"}),
+        ("structure.ends_cleanly", {"ellipsis": True}),
+    ],
+)
+def test_other_parameters_keep_the_contract(kind, params):
+    check(kind, params)
+
+
+@pytest.mark.parametrize("output", ["probability", "logit"])
+def test_a_sequence_classifier_keeps_the_contract(classifier_directory, output):
+    check("style.classifier", {"model": str(classifier_directory), "label": 2, "output": output})
+
+
+def test_the_lexical_rewards_are_causal_on_random_text():
+    rng = random.Random(0)
+    pieces = [
+        "she",
+        "rain",
+        "outer",
+        " ",
+        " ",
+        " ",
+        "space",
+        "'s",
+        "-",
+        ".",
+        "雨",
+        "\u0301",
+        "🚀",
+        "x",
+        "_",
+    ]
+    texts = ["".join(rng.choices(pieces, k=rng.randint(0, 14))) for _ in range(60)]
+    for kind in ("contains", "excludes", "word_rate"):
+        check(f"lexical.{kind}", {"words": ["she", "rain", "outer space", "雨"]}, texts=texts)
+
+
+def fails(function, message, **options):
+    with pytest.raises(RewardError, match=message):
+        check(function, **options)
+
+
+def test_faulty_rewards_are_told_apart():
+    state = []
+
+    def stateful(completions):
+        state.append(1)
+        return [float(len(state))] * len(completions)
+
+    def batchwise(completions):
+        return [float(len(completions))] * len(completions)
+
+    def positional(completions):
+        return [float(i == 0) for i in range(len(completions))]
+
+    def short(completions):
+        return [0.0] * (len(completions) - 1)
+
+    def not_finite(completions):
+        return [float("inf")] * len(completions)
+
+    def on_empty(completions):
+        return [1 / len(text) for text in completions]
+
+    fails(stateful, "called again, but gave")
+    fails(batchwise, "alone, but gave")
+    fails(positional, "in another order, but gave")
+    fails(short, "values for 9 samples")
+    fails(not_finite, "returned inf")
+    fails(on_empty, "ZeroDivisionError")
+
+
+def test_values_outside_the_bounds_are_found(own_registry):
+    @reward("own.unbounded", bounds=(0, 1))
+    def unbounded(completions: list[str]) -> list[float]:
+        return [float(len(text)) for text in completions]
+
+    fails(unbounded, r"outside its bounds \(0, 1\)")
+    fails("own.unbounded", r"outside its bounds \(0, 1\)")
+
+
+def test_credit_that_looks_ahead_is_found():
+    def by_length(completions):
+        """A word's share of the final length: known only at the end."""
+        return [
+            Score(3 / len(t), [Span(0, 3, 3 / len(t))]) if len(t) > 3 else 0.0 for t in completions
+        ]
+
+    def substring(completions):
+        """Credit one character before the boundary that settles the word."""
+        spans = [(" " + text + " ").find(" rain ") for text in completions]
+        return [Score(1.0, [Span(max(at, 0), at + 3, 1.0)]) if at >= 0 else 0.0 for at in spans]
+
+    fails(by_length, "is not causal")
+    fails(substring, "is not causal", texts=["a rain b"])
+
+
+def test_columns_come_from_the_example_or_the_call(own_registry):
+    @reward("own.column", bounds=(0, 1), example={"data": {"topic": ["moon", "rain"]}})
+    def column(completions: list[str], topic: list[str]) -> list[float]:
+        return [float(t in c) for c, t in zip(completions, topic, strict=True)]
+
+    check(column)
+    check("own.column", columns={"topic": ["she"]})
+
+
+def test_the_texts_hold_what_breaks_rewards():
+    assert "" in conformance.TEXTS and any(not text.isascii() for text in conformance.TEXTS)
