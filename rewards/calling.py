@@ -26,6 +26,15 @@ class Failure:
     cause: Exception | None = None
 
 
+@dataclass(frozen=True)
+class Batch:
+    texts: Sequence[str]  # the completions, for spans and messages
+    columns: Columns  # what the reward reads
+
+    def sample(self, i: int) -> str:
+        return f"sample {i}: {brief(self.texts[i])}"
+
+
 class BuiltReward:
     """A reward with its configuration, called with whole batches."""
 
@@ -47,10 +56,12 @@ class BuiltReward:
             raise error.within(f"rewards.{self.entry.name}") from error
 
     def values(self, data: Columns, *, use_cache: bool = True) -> tuple[list[Value], int]:
-        """A value for each sample, and how many of them failed and became None."""
-        data = self._select(data)
-        size = len(data["completions"]) if "completions" in data else _length(data)
-        keys = self._keys(data, size) if use_cache else [None] * size
+        """A value for each sample, and how many of them failed and became None.
+
+        `data` holds the completions and every other column, whatever the reward reads of them.
+        """
+        batch = Batch(data["completions"], self._select(data))
+        keys = self._keys(batch) if use_cache else [None] * len(batch.texts)
         # Samples to compute: one for each new key, and all that have none.
         first: dict[Hashable, int] = {}
         wanted = []
@@ -58,7 +69,7 @@ class BuiltReward:
             if key is None or (key not in self._cache and key not in first):
                 wanted.append(i)
                 first.setdefault(key, i)
-        fresh = dict(zip(wanted, self._compute(data, wanted), strict=True))
+        fresh = dict(zip(wanted, self._compute(batch, wanted), strict=True))
         results: list[Value | Failure] = []
         for i, key in enumerate(keys):
             if i in fresh:
@@ -69,7 +80,7 @@ class BuiltReward:
                 self._cache.move_to_end(key)
                 results.append(self._cache[key])
         self._remember(keys, results)
-        return self._settle(results, data)
+        return self._settle(results, batch)
 
     def _select(self, data: Columns) -> Columns:
         signature = self.spec.signature
@@ -83,30 +94,31 @@ class BuiltReward:
                 )
         return {name: data[name] for name in signature.data if name in data}
 
-    def _keys(self, data: Columns, size: int) -> list[Hashable]:
+    def _keys(self, batch: Batch) -> list[Hashable]:
+        size = len(batch.texts)
         if not self.spec.cache:
             return [None] * size
-        return [_key([column[i] for column in data.values()]) for i in range(size)]
+        return [_key([column[i] for column in batch.columns.values()]) for i in range(size)]
 
-    def _compute(self, data: Columns, wanted: Sequence[int]) -> list[Value | Failure]:
+    def _compute(self, batch: Batch, wanted: Sequence[int]) -> list[Value | Failure]:
         if not wanted:
             return []
         try:
-            returned = self._call(data, wanted)
+            returned = self._call(batch, wanted)
         except RewardConfigError as error:
             raise error.within(f"rewards.{self.entry.name}") from error
         except Exception as error:
-            return self._one_by_one(data, wanted, error)
-        return self._checked(returned, data, wanted)
+            return self._one_by_one(batch, wanted, error)
+        return self._checked(returned, batch, wanted)
 
     def _one_by_one(
-        self, data: Columns, wanted: Sequence[int], error: Exception
+        self, batch: Batch, wanted: Sequence[int], error: Exception
     ) -> list[Value | Failure]:
         """The batch call raised: find the samples that are to blame."""
         results: list[Value | Failure] = []
         for i in wanted:
             try:
-                results += self._checked(self._call(data, [i]), data, [i])
+                results += self._checked(self._call(batch, [i]), batch, [i])
             except RewardError:
                 raise
             except Exception as alone:
@@ -121,13 +133,13 @@ class BuiltReward:
         failed = [Failure("was not tried")] * (len(wanted) - len(results))
         return [*results, *failed]
 
-    def _call(self, data: Columns, wanted: Sequence[int]) -> object:
+    def _call(self, batch: Batch, wanted: Sequence[int]) -> object:
         return self._function(
-            **{name: [column[i] for i in wanted] for name, column in data.items()}
+            **{name: [column[i] for i in wanted] for name, column in batch.columns.items()}
         )
 
     def _checked(
-        self, returned: object, data: Columns, wanted: Sequence[int]
+        self, returned: object, batch: Batch, wanted: Sequence[int]
     ) -> list[Value | Failure]:
         returned = _plain(returned)
         if not isinstance(returned, list | tuple):
@@ -139,35 +151,34 @@ class BuiltReward:
             raise RewardError(
                 f"{self.label} returned {len(returned)} values for {len(wanted)} samples"
             )
-        return [self._value(item, data, i) for item, i in zip(returned, wanted, strict=True)]
+        return [self._value(item, batch, i) for item, i in zip(returned, wanted, strict=True)]
 
-    def _value(self, item: object, data: Columns, i: int) -> Value | Failure:
+    def _value(self, item: object, batch: Batch, i: int) -> Value | Failure:
         if item is None:
             return None
         item = _plain(item)
         if not isinstance(item, Real):
             raise RewardError(
                 f"{self.label} returned {type(item).__name__} {brief(item)} for "
-                f"{_sample(data, i)}; a value is a number or None"
+                f"{batch.sample(i)}; a value is a number or None"
             )
         number = _as_float(item)
         if not math.isfinite(number):
             return Failure(f"returned {number}")
         if not isinstance(item, Score) or not item.spans:
             return number
-        length = len(data["completions"][i]) if "completions" in data else None
         for span in item.spans:
-            self._check_span(span, length, data, i)
+            self._check_span(span, batch, i)
         return item
 
-    def _check_span(self, span: Span, length: int | None, data: Columns, i: int) -> None:
+    def _check_span(self, span: Span, batch: Batch, i: int) -> None:
         if not math.isfinite(span.credit):
             fault = f"the credit {span.credit}"
-        elif not 0 <= span.start <= span.end or (length is not None and span.end > length):
+        elif not 0 <= span.start <= span.end <= len(batch.texts[i]):
             fault = f"the span [{span.start}, {span.end}), which lies outside its text,"
         else:
             return
-        raise RewardError(f"{self.label} returned {fault} for {_sample(data, i)}")
+        raise RewardError(f"{self.label} returned {fault} for {batch.sample(i)}")
 
     def _remember(self, keys: Sequence[Hashable], results: Sequence[Value | Failure]) -> None:
         for key, result in zip(keys, results, strict=True):
@@ -176,7 +187,7 @@ class BuiltReward:
         while len(self._cache) > _CACHED_VALUES:
             self._cache.popitem(last=False)
 
-    def _settle(self, results: Sequence[Value | Failure], data: Columns) -> tuple[list[Value], int]:
+    def _settle(self, results: Sequence[Value | Failure], batch: Batch) -> tuple[list[Value], int]:
         """Raise on a failure, or under `skip` turn it into None up to the ceiling."""
         failed = [(i, r) for i, r in enumerate(results) if isinstance(r, Failure)]
         if failed and (self.entry.on_error == "raise" or len(failed) > SKIP_CEILING * len(results)):
@@ -188,13 +199,9 @@ class BuiltReward:
                 else ""
             )
             raise RewardError(
-                f"{self.label} {failure.reason} for {_sample(data, i)}{many}"
+                f"{self.label} {failure.reason} for {batch.sample(i)}{many}"
             ) from failure.cause
         return [None if isinstance(r, Failure) else r for r in results], len(failed)
-
-
-def _length(data: Columns) -> int:
-    return len(next(iter(data.values()))) if data else 0
 
 
 def _plain(returned: object) -> object:
@@ -207,11 +214,6 @@ def _as_float(item: Real) -> float:
         return float(item)
     except OverflowError:
         return math.inf
-
-
-def _sample(data: Columns, i: int) -> str:
-    text = data["completions"][i] if "completions" in data else {n: c[i] for n, c in data.items()}
-    return f"sample {i}: {brief(text)}"
 
 
 def _described(error: Exception) -> str:

@@ -218,3 +218,17 @@ def test_plain_functions_with_kwargs_get_every_column():
 def test_an_empty_batch_calls_nothing():
     out = returns(1.0)([], [])
     assert out.values.shape == (0, 1) and out.spans == () and len(out) == 0
+
+
+def test_a_reward_that_reads_no_completions_still_scores_every_sample():
+    def by_note(note=()):
+        return [2.0] * 3
+
+    def by_prompt(prompts):
+        return [float(prompt) for prompt in prompts]
+
+    assert RewardSet([], [by_note])([""] * 3, ["a"] * 3).score.tolist() == [2.0] * 3
+    with pytest.raises(RewardError, match="returned 3 values for 2 samples"):
+        RewardSet([], [by_note])([""] * 2, ["a"] * 2)
+    with pytest.raises(RewardError, match="for sample 1: 'text'"):
+        RewardSet([], [by_prompt])(["1", "x"], ["a", "text"])

@@ -75,6 +75,13 @@ def test_parameters_are_completed_with_defaults():
     assert check_params("own.length", {"words": ["a"], "n": "3"})["n"] == 3
 
 
+def test_checked_parameters_pass_the_check_again():
+    for kind in kinds():
+        example = {k: v for k, v in (get(kind).example or {}).items() if k != "data"}
+        once = check_params(kind, example)
+        assert check_params(kind, once) == once
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [
