@@ -52,8 +52,9 @@ ConfigFile = Annotated[
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0 done, 2 configuration, 5 reward."""
+    """Run the command and return its exit code: 0 done, 2 configuration, 4 resources, 5 reward."""
     from rewards.contract import RewardConfigError, RewardError
+    from rewards.embedded import EmbeddedError
     from rlalign.problems import ConfigError
 
     try:
@@ -64,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except (ConfigError, RewardConfigError) as error:
         return _fail(str(error), 2)
+    except EmbeddedError as error:
+        return _fail(str(error), 4)
     except RewardError as error:
         return _fail(str(error), 5)
     except TyperException as error:

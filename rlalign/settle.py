@@ -62,7 +62,8 @@ def apply_overrides(
     for override in overrides:
         value = plain_copy(override.value, override.path, problems)
         _put(root, mapping, override.path, value, problems)
-        texts.pop(override.path, None)
+        depth = len(override.path)
+        texts = {path: text for path, text in texts.items() if path[:depth] != override.path}
         if override.text is not None:
             texts[override.path] = override.text
     return texts

@@ -7,6 +7,7 @@ import types
 import pytest
 from typer.testing import CliRunner
 
+from rewards.embedded import EmbeddedError
 from rlalign.cli import app, main
 from rlalign.problems import ConfigError
 
@@ -100,6 +101,15 @@ def test_a_configuration_error_from_below_ends_with_2(passed_on, monkeypatch, ca
     monkeypatch.setattr(sys.modules["rlalign.ppo"], "main", fail)
     assert main(["ppo"]) == 2
     assert stderr_of(capsys) == ["train.samples=3\\x1b[31m: choose 4"]
+
+
+def test_a_model_that_cannot_be_fetched_ends_with_4(passed_on, monkeypatch, capsys):
+    def fail(argv):
+        raise EmbeddedError("no network; fill the cache first")
+
+    monkeypatch.setattr(sys.modules["rlalign.ppo"], "main", fail)
+    assert main(["ppo"]) == 4
+    assert stderr_of(capsys) == ["no network; fill the cache first"]
 
 
 # -- config

@@ -69,10 +69,35 @@ def test_a_bare_flag_reaches_a_reward_of_the_file():
 
 
 @pytest.mark.parametrize(
-    "text", ["012", "1:30", "2024", "1e-5", "True", "no", "[a-z]+", "#x", "it's", "...", "{a}", "a: b", "# x", "", " x "]
-)  # fmt: skip
+    "text",
+    [
+        "012",
+        "1:30",
+        "2024",
+        "1e-5",
+        "True",
+        "no",
+        "[a-z]+",
+        "# x",
+        "it's",
+        "...",
+        "a: b",
+        "",
+        " x ",
+    ],
+)
 def test_text_stays_as_typed_where_the_schema_says_text(text):
     assert load(f"--prompts.column={text}").prompts.column == text
+
+
+def test_what_was_typed_is_forgotten_with_the_value_that_it_stood_for():
+    for later in ('{"prompts.column": 2}', "--prompts={'column': 2}"):
+        with pytest.raises(ConfigError, match=r"^prompts\.column=2 is not text"):
+            load("--prompts.column=1", later)
+
+
+def test_a_backslash_in_a_python_string_is_no_escape_unless_it_is_one():
+    assert load(r"--prompts.column='\d'").prompts.column == r"\d"
 
 
 def test_a_python_string_loses_its_quotes():
