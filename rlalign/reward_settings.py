@@ -97,7 +97,7 @@ def _settle_entry(name: str, entry: dict[str, Any], texts: Texts, problems: Prob
 def _parse(
     name: str, entry: Mapping[str, Any]
 ) -> tuple["RewardEntry | None", list[tuple[str, str]]]:
-    """The entry, or its faults by setting: a check stops at its first, so each is left out in turn."""
+    """The entry, or its faults by setting; a check stops at its first, so each is left out."""
     from rewards import contract, entries
 
     faults: list[tuple[str, str]] = []
