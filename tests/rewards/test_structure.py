@@ -116,9 +116,12 @@ def test_json_schema_survives_hostile_text():
     assert linear(['"' + "a" * 5_000 + '!"']) == [0.5]
 
 
-def test_json_schema_fetches_no_reference():
+def test_json_schema_fetches_no_reference(monkeypatch):
+    asked = []
+    monkeypatch.setattr("urllib.request.urlopen", lambda *request, **options: asked.append(request))
     with pytest.raises(Exception, match=r"example\.invalid"):
         JsonSchema(schema={"$ref": "https://example.invalid/x.json"})(["{}"])
+    assert asked == []
 
 
 def test_format_needs_the_whole_text():
