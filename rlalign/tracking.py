@@ -203,7 +203,6 @@ def build_trackers(
     run: RunFolder,
     config_flat: Mapping[str, Any],
     resolved_yaml: str,
-    *,
     resumed_at: int | None = None,
 ) -> Trackers:
     """The JSONL files and the trackers in `names`; only the first process of a run has them.
@@ -212,7 +211,7 @@ def build_trackers(
     """
     lines = JsonlTracker(run)
     if resumed_at is not None:
-        lines.truncate_after(resumed_at)
+        lines.truncate_after(resumed_at or -1)  # a start from 0 logs row 0 again
     trackers: list[Guarded | Background] = [Guarded("metrics.jsonl", lines)]
     if "wandb" in names:
         from rlalign.wandb_tracker import WandbTracker, abandon

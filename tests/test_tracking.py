@@ -50,7 +50,7 @@ def test_a_resumed_runs_files_equal_an_unbroken_ones(tmp_path):
     def go(folder: str, stops: dict[int, int]) -> RunFolder:
         run = RunFolder(tmp_path / folder)
         run.path.mkdir()
-        tracker, step = build_trackers([], run, {}, ""), 1
+        tracker, step = build_trackers([], run, {}, ""), 0
         while step <= 6:
             tracker.log(step, {"score": step / 3})
             tracker.samples(step, [{**ROWS[0], "score": step}])
@@ -59,6 +59,7 @@ def test_a_resumed_runs_files_equal_an_unbroken_ones(tmp_path):
                     file.write('{"iteration": 7, "sco')  # killed in the middle of a row
                 step = stops.pop(step)
                 tracker = build_trackers([], run, {}, "", resumed_at=step)
+                step -= step == 0  # from the start, where row 0 is logged before the first one
             step += 1
         tracker.close()
         return run
@@ -66,7 +67,7 @@ def test_a_resumed_runs_files_equal_an_unbroken_ones(tmp_path):
     unbroken, resumed = go("a", {}), go("b", {3: 2, 5: 5, 6: 0})
     assert unbroken.metrics_jsonl.read_bytes() == resumed.metrics_jsonl.read_bytes()
     assert unbroken.samples_jsonl.read_bytes() == resumed.samples_jsonl.read_bytes()
-    assert len(lines(unbroken.metrics_jsonl)) == 6
+    assert len(lines(unbroken.metrics_jsonl)) == 7
 
 
 def test_a_half_written_row_is_dropped_when_the_file_is_opened_again(tmp_path):
