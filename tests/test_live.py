@@ -204,8 +204,9 @@ def test_unseen_characters_become_visible():
 
 
 def test_escaped_markdown_has_no_active_character():
-    text = "# [x](javascript:1) <img src=x> **b** `c` | $a$ &amp; \n---\n@me"
+    text = "# [x](javascript:1) <img src=x> **b** `c` | $a$ &amp; \n---\n@me http://a.b www.c.d"
     escaped = escape_markdown(text)
     assert "\n" not in escaped and "<" not in escaped
+    assert "http://" not in escaped and "www." not in escaped
     for character in "#[](`|$*@":
         assert not re.search(rf"(?<!\\){re.escape(character)}", escaped), character

@@ -5,7 +5,8 @@ import unicodedata
 
 # Joiners belong to ordinary Persian, Hindi and emoji, and move nothing.
 KEPT = {"\u200c", "\u200d"}
-MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~&$:@])")
+# `:` and `@` and the dot after www, because GitHub makes links of bare addresses.
+MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&$:@]|(?<=www)\.)", re.I)
 
 
 def visible(text: str) -> str:
@@ -17,7 +18,10 @@ def visible(text: str) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """`text` on one line, in which no character means anything to Markdown or HTML."""
+    """`text` on one line, in which nothing means anything to Markdown or HTML.
+
+    For use inside a line: at its start, `-` or `1.` would make a list.
+    """
     return MARKDOWN.sub(r"\\\1", visible(text)).replace("\\<", "&lt;").replace("\\&", "&amp;")
 
 

@@ -1,0 +1,107 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlalign.evaluate import Evaluation
+from rlalign.report.card import write_model_card
+from rlalign.sections import RunConfig
+
+REWARDS = {
+    "sky": {"kind": "lexical.contains", "words": ["sky", "a|b", "<img src=x>"], "weight": 0.5},
+    "judge": {"kind": "style.sentiment", "weight": 0, "api_key": "canary"},
+}
+
+
+def config(**sections) -> RunConfig:
+    return RunConfig(rewards=REWARDS, **sections)
+
+
+def evaluation(scores: list[float], response: str) -> Evaluation:
+    rows = [
+        {
+            "prompt": f"prompt {i}",
+            "response": response,
+            "score": score,
+            "kl": 2 * score,
+            "rewards": {"sky": score, "judge": None if i == 0 else 0.5},
+        }
+        for i, score in enumerate(scores)
+    ]
+    return Evaluation({}, rows)
+
+
+def card(tmp_path: Path, cfg: RunConfig, response: str = "fine", **more: float) -> tuple[dict, str]:
+    before, after = evaluation([0.0, 1.0, 2.0], "plain"), evaluation([1.0, 2.0, 3.0], response)
+    path = write_model_card(tmp_path, cfg, before, after, 40, **more)
+    assert path == tmp_path / "README.md"
+    text = path.read_text()
+    _, front, body = text.split("---\n", 2)
+    return yaml.safe_load(front), body
+
+
+def table_rows(body: str, first_cell: str) -> list[list[str]]:
+    rows = [[c.strip() for c in line.strip("| ").split(" | ")] for line in body.splitlines()]
+    return [row for row in rows if row[0] == first_cell]
+
+
+def test_the_front_matter_tells_the_hub_what_it_is(tmp_path):
+    front, _ = card(tmp_path, config(model={"name": "smollm2-135m", "lora": {"r": 4}}))
+    assert front["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert front["license"] == "apache-2.0" and front["library_name"] == "peft"
+    assert {"rlalign", "lora"} <= set(front["tags"])
+    front, _ = card(tmp_path, config(model={"name": "owner/model"}))
+    assert front["base_model"] == "owner/model" and front["library_name"] == "transformers"
+    assert "license" not in front
+
+
+def test_a_local_models_path_is_not_published(tmp_path):
+    front, body = card(tmp_path, config(model={"name": str(tmp_path / "my-model")}))
+    assert "base_model" not in front and str(tmp_path) not in body and "my-model" in body
+
+
+def test_the_rewards_stand_with_kind_parameters_and_weight(tmp_path):
+    _, body = card(tmp_path, config())
+    [sky, *_] = table_rows(body, "sky")
+    assert sky[1] == "lexical.contains" and sky[3] == "0.5"
+    assert "a\\|b" in sky[2] and "&lt;img src=x" in sky[2]
+    assert "canary" not in body
+
+
+def test_the_change_comes_with_its_interval_over_the_same_prompts(tmp_path):
+    _, body = card(tmp_path, config())
+    [score] = table_rows(body, "score")
+    assert score[1].startswith("1.000 (") and score[2].startswith("2.000 (")
+    assert score[3] == "+1.000 (1.000 … 1.000)"  # every prompt rose by one
+    assert table_rows(body, "judge")[-1][3] == "+0.000 (0.000 … 0.000)"
+
+
+@pytest.mark.parametrize(
+    "response",
+    ["<script>alert(1)</script>", "![x](http://e/x.png) [y](javascript:0)", "a | b\n\n# title `c`"],
+)
+def test_what_the_model_wrote_does_nothing_on_the_page(tmp_path, response):
+    _, body = card(tmp_path, config(), response)
+    [sample] = table_rows(body, "prompt 0")
+    assert len(sample) == 3 and sample[1] == "plain"
+    for active in ("<", "![", "](", " # ", " `c`"):
+        assert active not in sample[2]
+
+
+def test_the_target_says_what_was_asked_for(tmp_path):
+    sections = {"kl": {"coef": 0.1}, "sampling": {"temperature": 0.7, "max_new_tokens": 24}}
+    _, body = card(tmp_path, config(**sections))
+    assert "β = 0.1" in body and "temperature 0.7 and at most 24 new tokens" in body
+    assert "adapted" not in body and "clipped" not in body
+    sections["kl"] = {"coef": 0.1, "target": 6.0}
+    sections["score"] = {"clip": (-1.0, 2.0), "missing_eos_penalty": 0.5}
+    _, body = card(tmp_path, config(**sections), kl_coef=0.25)
+    assert "β = 0.25" in body and "adapted towards 6 nats" in body
+    assert "clipped to -1 … 2" in body and "less 0.5 where a response does not end" in body
+    _, body = card(tmp_path, config(kl={"coef": 0.0}))
+    assert "no price on the KL" in body and "∝" not in body
+
+
+def test_a_run_without_evaluations_has_a_card_too(tmp_path):
+    text = write_model_card(tmp_path, config(), None, None, 40).read_text()
+    assert "## Target" in text and "## Samples" not in text
