@@ -86,3 +86,17 @@ def test_peak_memory_is_the_high_water_mark_in_mib():
     status = Path("/proc/self/status").read_text()
     kib = int(status.split("VmHWM:")[1].split("kB")[0])
     assert peak_memory_mb() == pytest.approx(kib / 1024, rel=0.02)
+
+
+def test_every_metric_key_is_documented():
+    page = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
+    keys = """
+    iteration samples score score/std score/valid reward/<name> reward/<name>/valid length entropy
+    kl/ref kl/coef kl/loss lr optim/lr optimizer_steps tokens_per_second memory/peak_mb
+    ppo/policy_loss ppo/value_loss ppo/clip_frac ppo/approx_kl ppo/explained_variance ppo/grad_norm
+    ppo/skipped_steps ppo/stopped_early time/generate time/score time/prepare time/update time/total
+    eval/score eval/objective eval/kl eval/reward/<name> eval/length eval/distinct2
+    """
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    documented = {key for cell in rows for key in cell.strip().replace("`", "").split(", ")}
+    assert set(keys.split()) <= documented

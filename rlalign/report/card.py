@@ -129,7 +129,8 @@ def _target(config: RunConfig, kl_coef: float | None) -> str:
         "Training moves the model towards one distribution of responses y to a prompt x:\n\n"
         f"    P(y | x)  ∝  reference(y | x) · exp(score(x, y) / β)        β = {beta}\n\n"
         f"In words: a response that the reference writes with probability p becomes more likely by "
-        f"the factor e for every β of score, before all are normalised. The score is {', '.join(terms)}. {' '.join(notes)}"
+        "the factor e for every β of score, before all are normalised. "
+        f"The score is {', '.join(terms)}. {' '.join(notes)}"
     )
 
 
@@ -208,7 +209,8 @@ def _how_to_load(config: RunConfig) -> str:
         'inputs = tokenizer("On Monday the", return_tensors="pt")\n'
         "print(tokenizer.decode(model.generate(**inputs)[0]))\n```\n\n"
         "`generation_config.json` samples as in training: the same temperature and length, no "
-        f"top-k or top-p. `value_head.safetensors` is the critic, which generating does not need.{note}"
+        "top-k or top-p. `value_head.safetensors` is the critic, which generating does not need."
+        f"{note}"
     )
 
 
