@@ -107,11 +107,12 @@ class DecodeEngine:
         # (B, T): a row's draws do not depend on which other rows are still alive.
         uniform = torch.rand(total, self.max_new_tokens, generator=generator).to(self.policy.device)
         step = max((self.batch_size or total) // n, 1)
-        parts = [
-            self._decode(prompts.prompt_ids[i : i + step], prompts.prompt_mask[i : i + step], n,
-                         uniform[i * n : (i + step) * n], sampler)
-            for i in range(0, len(prompts), step)
-        ]  # fmt: skip
+        with self.policy.decoding():
+            parts = [
+                self._decode(prompts.prompt_ids[i : i + step], prompts.prompt_mask[i : i + step], n,
+                             uniform[i * n : (i + step) * n], sampler)
+                for i in range(0, len(prompts), step)
+            ]  # fmt: skip
         ids, logprobs, finished = (torch.cat(x) for x in zip(*parts, strict=True))
         index = torch.arange(len(prompts), device=ids.device).repeat_interleave(n)
         return self._rollout(prompts.rows(index), ids, logprobs, finished, index)
@@ -184,7 +185,9 @@ class DecodeEngine:
         mask = ids >= 0  # (B, T); -1 marks what lies behind the end
         width = max(int(mask.sum(1).amax()), 1)
         ids, mask = ids[:, :width].clamp(min=0), mask[:, :width]
-        texts = [self.decode(row[keep].unsqueeze(0))[0] for row, keep in zip(ids, mask, strict=True)]
+        texts = [
+            self.decode(row[keep].unsqueeze(0))[0] for row, keep in zip(ids, mask, strict=True)
+        ]
         return Rollout(
             prompts=prompts,
             response_ids=ids,

@@ -60,7 +60,8 @@ class KLController:
         if self.target is None:
             return
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
-        self.coef *= 1.0 + error * samples / self.horizon
+        # More samples than the horizon count as one: the coefficient would otherwise turn negative.
+        self.coef *= 1.0 + error * min(samples / self.horizon, 1.0)
 
     def state_dict(self) -> dict[str, Any]:
         return {"coef": self.coef}

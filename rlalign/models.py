@@ -69,20 +69,27 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
             source, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError, json.JSONDecodeError) as error:
-        raise ConfigError(f"model.name={model.name}: no tokenizer could be loaded: {first_line(error)}") from error
+        raise ConfigError(
+            f"model.name={model.name}: no tokenizer could be loaded: {first_line(error)}"
+        ) from error
     return check_tokenizer(tokenizer, model.name)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
-        raise ConfigError(f"model.name={name}: its tokenizer has no EOS token, so no response could end")
+        raise ConfigError(
+            f"model.name={name}: its tokenizer has no EOS token, so no response could end"
+        )
     return tokenizer
 
 
 def load_lm(model: ModelSection, device: torch.device) -> nn.Module:
     """The causal LM without adapters, dropout off; raises ConfigError where it cannot be loaded."""
     source, dtype = locate(model), compute_dtype(model, device)
-    options: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    options: dict[str, Any] = {
+        "revision": model.revision,
+        "trust_remote_code": model.trust_remote_code,
+    }
     try:
         config = AutoConfig.from_pretrained(source, **options)
         for field in DROPOUTS:
@@ -99,7 +106,9 @@ def load_lm(model: ModelSection, device: torch.device) -> nn.Module:
             source, config=config, attn_implementation=model.attention, **options
         )
     except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"model.name={model.name} cannot be loaded: {first_line(error)}") from error
+        raise ConfigError(
+            f"model.name={model.name} cannot be loaded: {first_line(error)}"
+        ) from error
     return lm
 
 
@@ -125,7 +134,9 @@ def add_lora(lm: nn.Module, lora: LoraSection) -> nn.Module:
     try:
         return get_peft_model(lm, config)  # type: ignore[arg-type]
     except ValueError as error:
-        raise ConfigError(f"model.lora.target_modules={lora.target_modules}: {first_line(error)}") from error
+        raise ConfigError(
+            f"model.lora.target_modules={lora.target_modules}: {first_line(error)}"
+        ) from error
 
 
 def build_policy(

@@ -26,7 +26,9 @@ TokenFn = Callable[["Policy", Tensor, Tensor, Tensor], dict[str, Tensor]]
 CHUNK_TOKENS = 4096
 
 
-def logprobs_only(policy: "Policy", logits: Tensor, hidden: Tensor, targets: Tensor) -> dict[str, Tensor]:
+def logprobs_only(
+    policy: "Policy", logits: Tensor, hidden: Tensor, targets: Tensor
+) -> dict[str, Tensor]:
     return {"logprobs": token_logprobs(logits, targets)}
 
 
@@ -36,7 +38,9 @@ def logprobs_and_values(
     return {"logprobs": token_logprobs(logits, targets), "values": policy.values(hidden)}
 
 
-def all_outputs(policy: "Policy", logits: Tensor, hidden: Tensor, targets: Tensor) -> dict[str, Tensor]:
+def all_outputs(
+    policy: "Policy", logits: Tensor, hidden: Tensor, targets: Tensor
+) -> dict[str, Tensor]:
     return {
         "logprobs": token_logprobs(logits, targets),
         "entropy": token_entropy(logits),
@@ -73,7 +77,9 @@ class Policy(nn.Module):
         if reference == "copy":
             frozen = copy.deepcopy(lm).requires_grad_(False).eval()
             self._frozen = (frozen,)
-        self._takes_positions = "position_ids" in inspect.signature(self._trunk(lm).forward).parameters
+        self._takes_positions = (
+            "position_ids" in inspect.signature(self._trunk(lm).forward).parameters
+        )
         self._head_is_plain = self._check_head()
 
     # -- the pieces of a transformers causal LM ------------------------------------------------
@@ -93,7 +99,9 @@ class Policy(nn.Module):
         Soft-capped or scaled logits (Gemma 2, Granite) go through the LM's own forward instead.
         """
         base = self._base(self.lm)
-        ids = torch.tensor([[1, 2, 3]], device=self.device) % base.config.get_text_config().vocab_size
+        ids = (
+            torch.tensor([[1, 2, 3]], device=self.device) % base.config.get_text_config().vocab_size
+        )
         with self.autocast():
             own = base(input_ids=ids).logits
             ours = base.get_output_embeddings()(base.base_model(input_ids=ids)[0])
@@ -186,6 +194,16 @@ class Policy(nn.Module):
             )
         logits: Tensor = out.logits[:, -1].float()
         return logits / self.temperature
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """The LM in eval mode: in train mode, one that checkpoints activations drops its cache."""
+        lm, was_training = self.lm, self.lm.training
+        lm.eval()
+        try:
+            yield
+        finally:
+            lm.train(was_training)
 
     # -- the reference -------------------------------------------------------------------------
 

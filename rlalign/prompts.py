@@ -92,7 +92,9 @@ def load_prompts(
     missing, or where a prompt is empty or longer than `max_length` tokens.
     """
     path = path or section.path
-    return encode(read_rows(path, section.split, setting), section, tokenizer, max_length, f"{setting}={path}")
+    return encode(
+        read_rows(path, section.split, setting), section, tokenizer, max_length, f"{setting}={path}"
+    )
 
 
 def encode(
@@ -113,7 +115,9 @@ def encode(
                 f"prompts.column={section.column} is not in row {number} of {source}; "
                 f"its columns are: {', '.join(names) or 'none'}"
             )
-        tokens, text = tokenize(row[section.column], section.chat, tokenizer, f"row {number} of {source}")
+        tokens, text = tokenize(
+            row[section.column], section.chat, tokenizer, f"row {number} of {source}"
+        )
         if max_length is not None and len(tokens) > max_length:
             raise ConfigError(
                 f"row {number} of {source} has {len(tokens)} tokens, more than the {max_length} that "
@@ -137,10 +141,14 @@ def tokenize(
         messages = prompt
         text = str(next((m["content"] for m in reversed(prompt) if m["role"] == "user"), ""))
     else:
-        raise ConfigError(f"the prompt in {where} is neither text nor a list of messages: {prompt!r:.80}")
+        raise ConfigError(
+            f"the prompt in {where} is neither text nor a list of messages: {prompt!r:.80}"
+        )
     if messages is not None:
         if tokenizer.chat_template is None:
-            raise ConfigError(f"the prompt in {where} is a chat, but the model has no chat template")
+            raise ConfigError(
+                f"the prompt in {where} is a chat, but the model has no chat template"
+            )
         # The template writes its own special tokens; adding them again would double the BOS.
         rendered = trl_bridge.render_chat(messages, tokenizer)
         tokens = tokenizer(rendered, add_special_tokens=False)["input_ids"]
@@ -174,7 +182,8 @@ def read_rows(path: str, split: str, setting: str) -> Sequence[Row]:
             data = data[split] if isinstance(data, datasets.DatasetDict) else data
         elif file.exists() or path.startswith((".", "/", "~")) or file.suffix:
             raise ConfigError(
-                f"{setting}={path}: " + ("not a .jsonl or .parquet file" if file.exists() else "there is no such file")
+                f"{setting}={path}: "
+                + ("not a .jsonl or .parquet file" if file.exists() else "there is no such file")
             )
         else:
             data = datasets.load_dataset(path, split=split)
@@ -202,8 +211,12 @@ def read_jsonl(file: Path, setting: str) -> list[Row]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ConfigError(f"{setting}={file}, line {number} is not JSON: {error.msg}") from error
+            raise ConfigError(
+                f"{setting}={file}, line {number} is not JSON: {error.msg}"
+            ) from error
         if not isinstance(row, dict):
-            raise ConfigError(f"{setting}={file}, line {number} is not an object with named columns")
+            raise ConfigError(
+                f"{setting}={file}, line {number} is not an object with named columns"
+            )
         rows.append(row)
     return rows

@@ -33,7 +33,9 @@ def score_rollout(
     finished = rollout.finished.cpu()
     score = potential(raw, finished, section)  # (B,)
     # Where clipping acted, the spans no longer add up to what the sample earned.
-    unclipped = score == potential(raw, finished, ScoreSection(missing_eos_penalty=section.missing_eos_penalty))
+    unclipped = score == potential(
+        raw, finished, ScoreSection(missing_eos_penalty=section.missing_eos_penalty)
+    )
     spans = [s if keep else () for s, keep in zip(output.spans, unclipped.tolist(), strict=True)]
     token_rewards = place_credit(rollout, score.to(device), spans, tokenizer)
     return ScoredRollout(

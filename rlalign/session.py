@@ -56,9 +56,7 @@ class Session:
         self.reward_set.probe(
             [self.prompts.texts[0]], {n: c[:1] for n, c in self.prompts.columns.items()}
         )
-        self.policy = build_policy(
-            config.model, config.sampling.temperature, self.ranks.device, lm
-        )
+        self.policy = build_policy(config.model, config.sampling.temperature, self.ranks.device, lm)
         self.engine = self.new_engine()
         self.engine.sync(self.policy)
 
@@ -147,7 +145,9 @@ def check_samples(config: RunConfig, world: int) -> None:
     """Refuse sample counts that do not split evenly over processes, prompts and minibatches."""
     samples, per_prompt = config.train.samples, config.sampling.samples_per_prompt
     sections = config.model_dump()
-    algorithm = next((s for s in sections.values() if isinstance(s, dict) and "minibatches" in s), {})
+    algorithm = next(
+        (s for s in sections.values() if isinstance(s, dict) and "minibatches" in s), {}
+    )
     minibatches = int(algorithm.get("minibatches", 1))
     unit = world * math.lcm(minibatches, per_prompt)
     if samples % unit:
@@ -157,4 +157,3 @@ def check_samples(config: RunConfig, world: int) -> None:
             f"train.samples={samples} does not split over {world} processes x {minibatches} "
             f"minibatches with {per_prompt} samples a prompt; nearest valid: {nearest}"
         )
-

@@ -96,6 +96,3 @@ class Norm:
 class LossOutput:
     loss: Tensor  # scalar, a sum over this micro-batch divided by the counts in Norm
     stats: dict[str, Tensor]  # scalars divided likewise: adding them up gives the global mean
-
-
-
