@@ -119,7 +119,7 @@ def evaluate(
     run_or_model: Annotated[str, typer.Argument(help="A run's folder, or a model's.")],
 ) -> None:
     """Measure a run or a model: score, rewards, KL to the reference, diversity."""
-    from rlalign.evaluate import main as run
+    from rlalign.measure import main as run
 
     raise typer.Exit(run([run_or_model, *context.args]))
 

@@ -1,5 +1,6 @@
 """The yardstick: a policy's score, KL and diversity on held-out prompts, in float32."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,7 @@ def _measure(session: Session, policy: Policy, kl_coef: float) -> Evaluation:
     return Evaluation(summarise(rows, session.reward_set.names, kl_coef), rows)
 
 
-def sample_rows(names: list[str], scored: ScoredRollout, kl: Tensor) -> list[dict[str, Any]]:
+def sample_rows(names: Sequence[str], scored: ScoredRollout, kl: Tensor) -> list[dict[str, Any]]:
     """One row for each sample of a scored rollout, as samples.jsonl holds them."""
     rewards, valid = scored.rewards.tolist(), scored.valid.tolist()
     lengths = scored.rollout.response_mask.sum(1).tolist()
@@ -76,7 +77,7 @@ def sample_rows(names: list[str], scored: ScoredRollout, kl: Tensor) -> list[dic
     ]
 
 
-def summarise(rows: list[dict[str, Any]], names: list[str], kl_coef: float) -> dict[str, float]:
+def summarise(rows: list[dict[str, Any]], names: Sequence[str], kl_coef: float) -> dict[str, float]:
     """eval/* of sample rows: means, standard errors, and the spread of the score."""
     score, score_se = mean_and_se([row["score"] for row in rows])
     kl, kl_se = mean_and_se([row["kl"] for row in rows])

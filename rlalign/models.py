@@ -123,7 +123,7 @@ def check_quantization(model: ModelSection, device: torch.device) -> None:
 
 
 def add_lora(lm: nn.Module, lora: LoraSection) -> nn.Module:
-    """The LM with fresh adapters, which change nothing until they are trained; the base is frozen."""
+    """The LM, frozen, with fresh adapters, which change nothing until they are trained."""
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha or 2 * lora.r,  # type: ignore[arg-type]
@@ -142,7 +142,7 @@ def add_lora(lm: nn.Module, lora: LoraSection) -> nn.Module:
 def build_policy(
     model: ModelSection, temperature: float, device: torch.device, lm: nn.Module | None = None
 ) -> Policy:
-    """The policy that a model section describes, on `device`; `lm` stands in for the named model."""
+    """The policy that a model section describes; `lm` stands in for the named model."""
     given = lm is not None
     lm = load_lm(model, device) if lm is None else lm
     if given:

@@ -120,9 +120,9 @@ def encode(
         )
         if max_length is not None and len(tokens) > max_length:
             raise ConfigError(
-                f"row {number} of {source} has {len(tokens)} tokens, more than the {max_length} that "
-                "the model's context leaves beside sampling.max_new_tokens (or prompts.max_length allows); "
-                "shorten it or leave it out"
+                f"row {number} of {source} has {len(tokens)} tokens, more than the {max_length} "
+                "that the model's context leaves beside sampling.max_new_tokens (or that "
+                "prompts.max_length allows); shorten it or leave it out"
             )
         ids.append(tokens)
         texts.append(text)
@@ -191,7 +191,8 @@ def read_rows(path: str, split: str, setting: str) -> Sequence[Row]:
         raise
     except Exception as error:
         raise ConfigError(
-            f"{setting}={path} (prompts.split={split}) cannot be loaded: {str(error).splitlines()[0]}"
+            f"{setting}={path} (prompts.split={split}) cannot be loaded: "
+            f"{str(error).splitlines()[0]}"
         ) from error
     return list(data)
 

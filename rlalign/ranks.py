@@ -89,11 +89,10 @@ def set_threads(threads: int | Literal["auto"]) -> int:
 
     Launchers set OMP_NUM_THREADS=1 for each process, which leaves cores idle.
     """
-    if threads == "auto":
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        threads = max(allowed_cores() // local, 1)
-    torch.set_num_threads(threads)
-    return threads
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    count = threads if isinstance(threads, int) else max(allowed_cores() // local, 1)
+    torch.set_num_threads(count)
+    return count
 
 
 def allowed_cores() -> int:
@@ -102,6 +101,6 @@ def allowed_cores() -> int:
 
 
 def die_with_launcher() -> None:
-    """Ask the kernel to end this process when its parent ends: a killed launcher leaves no orphan."""
+    """Have the kernel end this process with its parent: a killed launcher leaves no orphan."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -103,7 +103,7 @@ class Session:
             else lm.config
         )
         fields = vars(config.get_text_config())  # type: ignore[union-attr, operator]
-        context = fields.get("max_position_embeddings") or fields.get("n_positions")
+        context: int | None = fields.get("max_position_embeddings") or fields.get("n_positions")
         if context is None:
             return self.config.prompts.max_length
         if wanted >= context:
@@ -132,7 +132,7 @@ class Session:
         return torch.Generator().manual_seed(mixed * 4099 + self.ranks.rank)
 
     def prompt_batch(self, iteration: int) -> PromptBatch:
-        """This rank's prompts of an iteration, the ranks' parts being slices of one global order."""
+        """This rank's prompts of an iteration: its slice of the one global order."""
         count = self.config.train.samples // self.config.sampling.samples_per_prompt
         seed = self.config.train.seed
         chosen = scheduled(len(self.prompts), seed, iteration * count, count)

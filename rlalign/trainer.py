@@ -5,24 +5,42 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rlalign.algorithms.ppo import PPO, PPOBatch
-from rlalign.policy import micro_batches
+from rlalign.exits import DivergedError
+from rlalign.policy import Policy, micro_batches
 from rlalign.scoring import score_given, score_rollout
+from rlalign.sections import RunConfig
 from rlalign.session import Session
-from rlalign.types import Norm, PromptBatch, Rollout, ScoredRollout
+from rlalign.types import LossOutput, Norm, PromptBatch, Rollout, ScoredRollout
 
 logger = logging.getLogger(__name__)
 
 MAX_SKIPPED = 5  # optimiser steps in a row with a gradient that is not finite, before the run stops
 
 
-class DivergedError(RuntimeError):
-    """The gradient stopped being finite, step after step."""
+class Objective(Protocol):
+    """An algorithm: how a scored rollout becomes a batch, and a batch a loss.
+
+    `batch` is the algorithm's own dataclass; `rows(index)` cuts samples out of it.
+    """
+
+    @property
+    def kl_coef(self) -> float: ...  # beta of the target that is approached now
+    @property
+    def last_kl(self) -> Tensor: ...  # (B,) nats to the reference of the responses prepared last
+
+    def prepare(self, policy: Policy, scored: ScoredRollout) -> tuple[Any, dict[str, float]]: ...
+    def minibatches(self, batch: Any, generator: torch.Generator) -> Iterator[Tensor]: ...
+    def loss(self, policy: nn.Module, batch: Any, norm: Norm) -> LossOutput: ...
+    def stops_early(self, stats: dict[str, float]) -> bool: ...
+    def after_iteration(self, samples: int) -> None: ...
+    def learning_rates(self) -> dict[str, float]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Trainer:
@@ -31,12 +49,12 @@ class Trainer:
     `loop.train` drives it through a whole run; `.generate()` and `.step()` serve loops of your own.
     """
 
-    def __init__(self, session: Session, objective: PPO) -> None:
+    def __init__(self, session: Session, objective: Objective) -> None:
         self.session, self.objective = session, objective
         self.iteration = 0  # finished iterations
         self.samples = 0
         self.optimizer_steps = 0
-        self._skipped_in_a_row = 0
+        self.skipped_in_a_row = 0
         policy, optim = session.policy, session.config.optim
         head = [p for p in policy.value_head.parameters()]
         lm = [p for p in policy.lm.parameters() if p.requires_grad]
@@ -107,7 +125,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = peaks[group["name"]] * factor
 
-    def _update(self, batch: PPOBatch) -> dict[str, float]:
+    def _update(self, batch: Any) -> dict[str, float]:
         """One optimiser step a minibatch; the means of its statistics."""
         seen: list[dict[str, float]] = []
         generator = self.session.generator("minibatches", self.iteration)
@@ -120,7 +138,7 @@ class Trainer:
         stats = {name: sum(s[name] for s in seen) / len(seen) for name in seen[0]}
         return stats | {"ppo/stopped_early": float(stopped), "lr": self.optimizer.param_groups[0]["lr"]}
 
-    def _step(self, batch: PPOBatch, rows: Tensor) -> dict[str, float]:
+    def _step(self, batch: Any, rows: Tensor) -> dict[str, float]:
         """Gradients of one minibatch over every rank, then one optimiser step."""
         ranks, accelerator = self.session.ranks, self.session.ranks.accelerator
         counts = torch.stack([batch.rollout.action_mask[rows].sum(), torch.tensor(len(rows), device=rows.device)])
@@ -154,11 +172,11 @@ class Trainer:
         if is_finite:
             self.optimizer.step()
             self.optimizer_steps += 1
-            self._skipped_in_a_row = 0
+            self.skipped_in_a_row = 0
         else:
-            self._skipped_in_a_row += 1
+            self.skipped_in_a_row += 1
             logger.warning("gradient norm is %s: optimiser step skipped", grad_norm)
-            if self._skipped_in_a_row >= MAX_SKIPPED:
+            if self.skipped_in_a_row >= MAX_SKIPPED:
                 raise DivergedError(
                     f"{MAX_SKIPPED} optimiser steps in a row had a gradient that is not finite; "
                     "lower ppo.lr, or look for a reward with extreme values"
@@ -167,7 +185,7 @@ class Trainer:
         return {"ppo/grad_norm": grad_norm if is_finite else 0.0, "ppo/skipped_steps": float(not is_finite)}
 
 
-def schedule(config: Any, iteration: int) -> float:
+def schedule(config: RunConfig, iteration: int) -> float:
     """The learning rate of an iteration as a share of its peak; a closed form, so it needs no state."""
     optim, total = config.optim, config.train.iterations
     warmup = optim.warmup_iterations

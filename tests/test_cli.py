@@ -75,7 +75,7 @@ def test_a_wrong_name_ends_with_2_and_what_to_do(directory, argv, line, capsys):
 def passed_on(monkeypatch):
     """What `rlalign ppo` and `rlalign eval` hand to the modules that do the work."""
     seen = []
-    for name in ("rlalign.ppo", "rlalign.evaluate"):
+    for name in ("rlalign.ppo", "rlalign.measure"):
         fake = types.ModuleType(name)
         fake.main = lambda argv, name=name: seen.append((name, argv)) or 3
         monkeypatch.setitem(sys.modules, name, fake)
@@ -91,7 +91,7 @@ def test_ppo_passes_every_argument_on_and_gives_the_exit_code_back(passed_on):
 
 def test_eval_passes_the_run_and_every_argument_on(passed_on):
     assert main(["eval", "runs/a", "--config", "a.yaml", "--kl.coef=0.2"]) == 3
-    assert passed_on == [("rlalign.evaluate", ["runs/a", "--config", "a.yaml", "--kl.coef=0.2"])]
+    assert passed_on == [("rlalign.measure", ["runs/a", "--config", "a.yaml", "--kl.coef=0.2"])]
 
 
 def test_a_configuration_error_from_below_ends_with_2(passed_on, monkeypatch, capsys):

@@ -103,6 +103,11 @@ class PPO:
         self.controller = KLController(config.kl)
         self.scale = RunningScale() if config.score.normalize else None
         self.iteration = 0
+        self.last_kl = torch.zeros(0)  # (B,) nats of each response prepared last
+
+    @property
+    def kl_coef(self) -> float:
+        return self.controller.coef
 
     # -- before the update ---------------------------------------------------------------------
 
@@ -134,9 +139,9 @@ class PPO:
         self, scored: ScoredRollout, kl: Tensor, old: dict[str, Tensor], returns: Tensor
     ) -> dict[str, float]:
         mask = scored.rollout.action_mask
-        sequence_kl = kl.sum(1)  # (B,)
-        kl_mean, _ = masked_moments(sequence_kl, torch.ones_like(sequence_kl, dtype=torch.bool),
-                                    self.sum_over_ranks)  # fmt: skip
+        self.last_kl = kl.sum(1)  # (B,)
+        everyone = torch.ones_like(self.last_kl, dtype=torch.bool)
+        kl_mean, _ = masked_moments(self.last_kl, everyone, self.sum_over_ranks)
         entropy, _ = masked_moments(old["entropy"], mask, self.sum_over_ranks)
         _, residual = masked_moments(returns - old["values"], mask, self.sum_over_ranks)
         _, spread = masked_moments(returns, mask, self.sum_over_ranks)

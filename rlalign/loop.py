@@ -1,0 +1,304 @@
+"""A whole run: collect, score, prepare, update, log; evaluate and save as it goes."""
+
+import logging
+import math
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from rlalign.checkpoint import (
+    best,
+    load_checkpoint,
+    mark_best,
+    newest_sound,
+    save_checkpoint,
+)
+from rlalign.config import ConfigError, resolved_yaml, to_flat
+from rlalign.evaluate import Evaluation, evaluate, sample_rows
+from rlalign.exits import Preempted, exit_code
+from rlalign.masking import masked_moments
+from rlalign.metrics import peak_memory_mb
+from rlalign.report.card import write_model_card
+from rlalign.report.live import LiveView
+from rlalign.report.plots import draw_plots
+from rlalign.runs import RunFolder, command_line, open_run
+from rlalign.saving import restore_training, save_model, training_state
+from rlalign.session import Session
+from rlalign.tracking import Tracker, build_trackers
+from rlalign.trainer import Clock, Trainer
+from rlalign.types import ScoredRollout
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run leaves behind."""
+
+    folder: Path
+    trainer: Trainer
+    before: Evaluation | None  # the reference on the held-out prompts
+    after: Evaluation | None  # the policy on the same prompts with the same random numbers
+
+
+def train(trainer: Trainer, stem: str = "run", quiet: bool = False) -> Result:
+    """Run a configuration to its end, in its folder, resuming where it says so."""
+    run = _Run(trainer, open_folder(trainer.session, stem), quiet)
+    try:
+        result = run.to_the_end()
+    except BaseException as error:
+        run.failed(error)
+        raise
+    run.done()
+    return result
+
+
+def open_folder(session: Session, stem: str) -> RunFolder:
+    """The run's folder, made by rank 0 and told to the others; raises ConfigError on all alike."""
+    answer: tuple[str, str] = ("", "")
+    if session.ranks.is_main:
+        try:
+            answer = ("", str(open_run(session.config.run, stem).path))
+        except ConfigError as error:
+            answer = (str(error), "")
+    message, path = session.ranks.from_main(answer)
+    if message:
+        raise ConfigError(message)
+    return RunFolder(Path(path))
+
+
+class _Run:
+    """One call of `train`: what is written where, and when."""
+
+    def __init__(self, trainer: Trainer, folder: RunFolder, quiet: bool) -> None:
+        session = trainer.session
+        self.session, self.trainer, self.folder = session, trainer, folder
+        self.is_main = session.ranks.is_main
+        self.trackers: Tracker | None = None
+        self.stop_requested = False
+        self.before: Evaluation | None = None
+        self.after: Evaluation | None = None
+        self.view = LiveView(
+            session.config.train.iterations,
+            list(session.reward_set.names),
+            quiet=quiet or not self.is_main,
+        )
+
+    @property
+    def coef(self) -> float:
+        return self.trainer.objective.kl_coef
+
+    # -- the run -------------------------------------------------------------------------------
+
+    def to_the_end(self) -> Result:
+        config, trainer = self.session.config, self.trainer
+        previous = signal.signal(signal.SIGTERM, self._on_sigterm) if in_main_thread() else None
+        try:
+            self._resume()
+            self._open()
+            if config.eval.every:
+                self.before = evaluate(self.session, self.coef, of_reference=True)
+                if trainer.iteration == 0:
+                    self._record({"iteration": 0, "samples": 0}, [], self.before)
+            while trainer.iteration < config.train.iterations:
+                self._iterate()
+            return self._finish()
+        finally:
+            if previous is not None:
+                signal.signal(signal.SIGTERM, previous)
+
+    def _iterate(self) -> None:
+        config, trainer, ranks = self.session.config, self.trainer, self.session.ranks
+        clock, start = Clock(), time.perf_counter()
+        with clock("generate"):
+            rollout = trainer.generate()
+        with clock("score"):
+            scored = trainer.score(rollout)
+        stats = trainer.step(scored)
+        row: dict[str, float] = {"iteration": trainer.iteration, "samples": trainer.samples}
+        row |= rollout_stats(scored, self.session) | stats | clock.stats()
+        row["optimizer_steps"] = trainer.optimizer_steps
+        row["time/total"] = time.perf_counter() - start
+        row["tokens_per_second"] = row["tokens"] / row["time/total"]
+        row["memory/peak_mb"] = peak_memory_mb()
+        rows = sample_rows(self.session.reward_set.names, scored, trainer.objective.last_kl)
+        evaluation = self._evaluate_if_due()
+        self._record(row, rows, evaluation)
+        self._save_if_due(evaluation)
+        if ranks.any(self.stop_requested):
+            self._save()
+            raise Preempted(
+                f"stopped after iteration {trainer.iteration} of {config.train.iterations}"
+            )
+
+    def _evaluate_if_due(self) -> Evaluation | None:
+        config, iteration = self.session.config, self.trainer.iteration
+        every = config.eval.every
+        if not every or (iteration % every and iteration != config.train.iterations):
+            return None
+        self.after = evaluate(self.session, self.coef)
+        return self.after
+
+    def _finish(self) -> Result:
+        folder = self.folder
+        if self.session.config.eval.every and self.after is None:
+            self.after = evaluate(self.session, self.coef)  # resumed at its end
+        self.session.ranks.wait()
+        if self.is_main:
+            save_model(self.session, folder.model)
+            write_model_card(
+                folder.model,
+                self.session.config,
+                self.before,
+                self.after,
+                self.trainer.iteration,
+                self.coef,
+            )
+            draw_plots(folder.metrics_jsonl, folder.plots)
+            self.view.final(folder, self.before, self.after)
+        self.session.ranks.wait()
+        return Result(folder.path, self.trainer, self.before, self.after)
+
+    # -- what is written -----------------------------------------------------------------------
+
+    def _open(self) -> None:
+        """Write down what is about to run, and start the trackers."""
+        config, folder = self.session.config, self.folder
+        if not self.is_main:
+            return
+        folder.config_yaml.write_text(resolved_yaml(config), encoding="utf-8")
+        folder.start(
+            argv=command_line(),
+            world_size=self.session.ranks.size,
+            seeds={"train.seed": config.train.seed},
+            reward_files=config.reward_files,
+        )
+        self.trackers = build_trackers(
+            config.trackers, folder, to_flat(config), resolved_yaml(config), self.trainer.iteration
+        )
+
+    def _record(
+        self,
+        row: dict[str, float],
+        train_rows: list[dict[str, Any]],
+        evaluation: Evaluation | None,
+    ) -> None:
+        if not self.is_main:
+            return
+        assert self.trackers is not None
+        step = int(row["iteration"])
+        rows = [{"iteration": step, "split": "train"} | r for r in train_rows]
+        if evaluation is not None:
+            row = row | evaluation.stats
+            rows += [{"iteration": step, "split": "eval"} | r for r in evaluation.rows]
+        self.trackers.log(step, row)
+        self.trackers.samples(step, rows)
+        self.view.iteration(row)
+        if evaluation is not None:
+            self.view.samples(evaluation.rows)
+
+    def _save_if_due(self, evaluation: Evaluation | None) -> None:
+        config, iteration = self.session.config, self.trainer.iteration
+        metric = config.checkpoint.best
+        value = evaluation.stats.get(metric) if evaluation and metric else None
+        is_best = value is not None and math.isfinite(value) and self._beats_best(value)
+        every = config.checkpoint.every
+        is_due = (every and iteration % every == 0) or iteration == config.train.iterations
+        if not (is_due or is_best):
+            return
+        path = self._save()
+        if (
+            self.is_main
+            and is_best
+            and metric is not None
+            and value is not None
+            and path is not None
+        ):
+            mark_best(self.folder.checkpoints, path, metric, value)
+
+    def _beats_best(self, value: float) -> bool:
+        held = best(self.folder.checkpoints) if self.is_main else None
+        return bool(self.session.ranks.from_main(held is None or value > held.value))
+
+    def _save(self) -> Path | None:
+        tensors, state = training_state(self.trainer)
+        path = None
+        if self.is_main:
+            keep = self.session.config.checkpoint.keep
+            path = save_checkpoint(
+                self.folder.checkpoints, self.trainer.iteration, tensors, state, keep=keep
+            )
+        self.session.ranks.wait()
+        return path
+
+    def _resume(self) -> None:
+        """Go on from the checkpoint that run.resume asks for."""
+        resume = self.session.config.run.resume
+        if resume == "never":
+            return
+        answer: tuple[str, str] = ("", "")
+        if self.session.ranks.is_main:
+            found = newest_sound(self.folder.checkpoints) if resume == "auto" else Path(resume)
+            answer = ("" if found is None else str(found), "")
+        path, _ = self.session.ranks.from_main(answer)
+        if not path:
+            logger.info("%s has no checkpoint yet: starting fresh", self.folder.path)
+            return
+        restore_training(self.trainer, load_checkpoint(Path(path)))
+        logger.info("resumed from %s after iteration %d", path, self.trainer.iteration)
+
+    # -- how it ends ---------------------------------------------------------------------------
+
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        self.stop_requested = True
+        logger.warning("SIGTERM: saving after this iteration, then stopping")
+
+    def done(self) -> None:
+        if self.trackers is not None:
+            self.trackers.close()
+        if self.is_main:
+            self.folder.finish("done", 0)
+
+    def failed(self, error: BaseException) -> None:
+        if self.trackers is not None:
+            self.trackers.close()
+        if self.is_main:
+            message = str(error) or type(error).__name__
+            is_preempted = isinstance(error, Preempted)
+            self.folder.finish("preempted" if is_preempted else "failed", exit_code(error), message)
+
+
+def in_main_thread() -> bool:
+    """Whether signal handlers can be set here."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def rollout_stats(scored: ScoredRollout, session: Session) -> dict[str, float]:
+    """Score, rewards and lengths of a rollout, over every rank's samples."""
+    ranks = session.ranks
+    everyone = torch.ones_like(scored.score, dtype=torch.bool)
+    score, variance = masked_moments(scored.score, everyone, ranks.sum)
+    lengths = scored.rollout.response_mask.sum(1).float()
+    length, _ = masked_moments(lengths, everyone, ranks.sum)
+    finished, _ = masked_moments(scored.rollout.finished.float(), everyone, ranks.sum)
+    stats = {
+        "score": float(score),
+        "score/std": float(variance.sqrt()),
+        "length": float(length),
+        "finished": float(finished),
+        "tokens": float(ranks.sum(lengths.sum())),
+    }
+    for i, name in enumerate(session.reward_set.names):
+        valid = scored.valid[:, i]
+        mean, _ = masked_moments(scored.rewards[:, i], valid, ranks.sum)
+        share, _ = masked_moments(valid.float(), everyone, ranks.sum)
+        # NaN, written as null, where no sample had this reward: 0 would be read as a value.
+        stats[f"reward/{name}"] = float(mean) if share > 0 else math.nan
+        stats[f"reward/{name}/valid"] = float(share)
+    return stats

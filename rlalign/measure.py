@@ -1,0 +1,89 @@
+"""`rlalign eval`: a trained run, checkpoint or model, measured against its reference."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import PeftModel, set_peft_model_state_dict
+from peft.utils.save_and_load import load_peft_weights
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from rlalign.algorithms.ppo import PPORun
+from rlalign.checkpoint import load_checkpoint
+from rlalign.config import ConfigError, load_config
+from rlalign.evaluate import Evaluation, evaluate
+from rlalign.exits import run_safely
+from rlalign.policy import Policy
+from rlalign.report.live import LiveView
+from rlalign.runs import RunFolder
+from rlalign.session import Session
+from rlalign.startup import quiet_libraries
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure RUN_OR_MODEL as `--config` (default: the run's own) says; write eval.json beside it."""
+    target, *arguments = list(sys.argv[1:] if argv is None else argv)
+    quiet_libraries()
+    return run_safely(lambda: measure(Path(target), arguments))
+
+
+def measure(target: Path, arguments: Sequence[str]) -> None:
+    """Evaluate and print, before against after; the numbers go to `eval.json` in `target`."""
+    if not target.is_dir():
+        raise ConfigError(f"{target}: there is no such run or model folder")
+    own = target / "config.yaml"
+    has_config = any(argument.lstrip("-").partition("=")[0] == "config" for argument in arguments)
+    if not has_config and not own.is_file():
+        raise ConfigError(f"{target} has no config.yaml; say by --config FILE what to measure")
+    config = load_config(PPORun, arguments, default=None if has_config else own)
+    model = target / "model" if (target / "model").is_dir() else target
+    settings = adapter_settings(model, config)
+    with Session(settings) as session:
+        load_trained(session.policy, model)
+        coef = settings.kl.coef
+        before = evaluate(session, coef, of_reference=True)
+        after = evaluate(session, coef)
+    view = LiveView(0, list(session.reward_set.names), quiet=False)
+    view.final(RunFolder(target), before, after)
+    write(target / "eval.json", before, after)
+
+
+def write(path: Path, before: Evaluation, after: Evaluation) -> None:
+    """Both evaluations as JSON."""
+    content = {"reference": before.stats, "policy": after.stats, "samples": len(after.rows)}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def adapter_settings(folder: Path, config: PPORun) -> PPORun:
+    """The configuration with `model.lora` as the saved adapter has it, or null for a whole model."""
+    file = folder / "adapter_config.json"
+    if (folder / "manifest.json").is_file():
+        return config  # a checkpoint holds what the configuration says
+    lora = None
+    if file.is_file():
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        modules = saved["target_modules"]
+        lora = {"r": saved["r"], "alpha": saved["lora_alpha"], "target_modules": modules}
+    model = {**config.model.model_dump(), "lora": lora}
+    return PPORun.model_validate({**config.model_dump(), "model": model})
+
+
+@torch.no_grad()
+def load_trained(policy: Policy, folder: Path) -> None:
+    """Put a saved adapter, model or checkpoint into the policy; the reference stays as it is."""
+    if (folder / "manifest.json").is_file():
+        saved = load_checkpoint(folder).tensors["policy"]
+        for name, parameter in policy.trainable().items():
+            parameter.copy_(saved[name])
+        return
+    if isinstance(policy.lm, PeftModel):
+        set_peft_model_state_dict(policy.lm, load_peft_weights(str(folder), device="cpu"))
+    else:
+        trained = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        policy.lm.load_state_dict(trained.state_dict())
+    head = folder / "value_head.safetensors"
+    if head.is_file():
+        policy.value_head.load_state_dict(load_file(head))

@@ -1,0 +1,37 @@
+"""PPO from a command line: `python -m rlalign.ppo`, `rlalign ppo`, `launch/ppo.py`."""
+
+import sys
+from collections.abc import Sequence
+
+from rlalign.algorithms.ppo import PPO, PPORun, optimum_warnings
+from rlalign.config import load_config
+from rlalign.exits import run_safely
+from rlalign.loop import train
+from rlalign.ranks import die_with_launcher
+from rlalign.session import Session
+from rlalign.startup import config_stem, quiet_libraries, say
+from rlalign.trainer import Trainer
+
+QUICKSTART = "experiments/quickstart.yaml"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train as the command line says; the exit code of `rlalign.exits`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def job() -> None:
+        config = load_config(PPORun, arguments, default=QUICKSTART)
+        for line in optimum_warnings(config):
+            say(f"warning: {line}")
+        with Session(config) as session:
+            trainer = Trainer(session, PPO(config, session.ranks.sum))
+            train(trainer, stem=config_stem(arguments, QUICKSTART))
+        session.ranks.close()
+
+    die_with_launcher()
+    quiet_libraries()
+    return run_safely(job)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""A training state as tensors and JSON, and the finished model in Hugging Face's format."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from peft import PeftModel
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import GenerationConfig
+
+from rlalign.checkpoint import Checkpoint, CheckpointError, flatten_optimizer, restore_optimizer
+from rlalign.session import Session
+from rlalign.trainer import Trainer
+
+
+def training_state(trainer: Trainer) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """All that the next iteration depends on: tensors by file, and a JSON state.
+
+    There is no generator's state and no place in the data in it: both are functions of the seed,
+    the rank and the iteration.
+    """
+    policy = {name: p.detach() for name, p in trainer.session.policy.trainable().items()}
+    optimizer, scalars = flatten_optimizer(plain_optimizer(trainer))
+    state = {
+        "iteration": trainer.iteration,
+        "samples": trainer.samples,
+        "optimizer_steps": trainer.optimizer_steps,
+        "skipped_in_a_row": trainer.skipped_in_a_row,
+        "world_size": trainer.session.ranks.size,
+        "objective": trainer.objective.state_dict(),
+        "optimizer": scalars,
+    }
+    return {"policy": policy, "optimizer": optimizer}, state
+
+
+@torch.no_grad()
+def restore_training(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Continue from a checkpoint; raises CheckpointError where it does not fit this run."""
+    state, saved = checkpoint.state, checkpoint.tensors["policy"]
+    world = trainer.session.ranks.size
+    if state["world_size"] != world:
+        raise CheckpointError(
+            f"{checkpoint.path} was written by {state['world_size']} processes and this run has "
+            f"{world}: the samples would be drawn differently; start as many processes as before"
+        )
+    parameters = trainer.session.policy.trainable()
+    if parameters.keys() != saved.keys():
+        odd = sorted(parameters.keys() ^ saved.keys())[0]
+        raise CheckpointError(
+            f"{checkpoint.path} holds another model's parameters ({odd} is in only one of the two); "
+            "resume with the model.* settings that it was made with"
+        )
+    for name, parameter in parameters.items():
+        if parameter.shape != saved[name].shape:
+            raise CheckpointError(
+                f"{checkpoint.path}: {name} has shape {tuple(saved[name].shape)}, the model's is "
+                f"{tuple(parameter.shape)}; resume with the model.* settings that it was made with"
+            )
+        parameter.copy_(saved[name])
+    restore_optimizer(plain_optimizer(trainer), checkpoint.tensors["optimizer"], state["optimizer"])
+    trainer.objective.load_state_dict(state["objective"])
+    trainer.iteration = int(state["iteration"])
+    trainer.samples = int(state["samples"])
+    trainer.optimizer_steps = int(state["optimizer_steps"])
+    trainer.skipped_in_a_row = int(state["skipped_in_a_row"])
+
+
+def plain_optimizer(trainer: Trainer) -> torch.optim.Optimizer:
+    """The torch optimiser under Accelerate's wrapper."""
+    optimizer: torch.optim.Optimizer = trainer.optimizer
+    return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+
+
+def save_model(session: Session, folder: Path) -> None:
+    """The policy as plain transformers and peft load it: an adapter, or the whole model.
+
+    The generation settings beside it sample the distribution that was trained: its temperature and
+    length, no top-k, no top-p. The value head lies in `value_head.safetensors`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lm, sampling = session.policy.lm, session.config.sampling
+    base: Any = lm.get_base_model() if isinstance(lm, PeftModel) else lm
+    generation = GenerationConfig(
+        do_sample=True,
+        temperature=sampling.temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=sampling.max_new_tokens,
+        eos_token_id=session.engine.eos_id,
+        pad_token_id=session.prompts.pad_id,
+    )
+    inherited, base.generation_config = base.generation_config, generation
+    try:
+        lm.save_pretrained(str(folder))  # type: ignore[operator]
+    finally:
+        base.generation_config = inherited
+    generation.save_pretrained(str(folder))
+    session.tokenizer.save_pretrained(str(folder))
+    head = {name: p.detach().cpu() for name, p in session.policy.value_head.state_dict().items()}
+    save_file(head, folder / "value_head.safetensors")

@@ -1,0 +1,49 @@
+"""What happens before a run: libraries told to be quiet, names and notices."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlalign.terminal import printable
+
+
+def is_rank_zero() -> bool:
+    """Whether this process speaks for the run, known before any process group exists."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(line: str) -> None:
+    """A notice on stderr, once a run."""
+    if is_rank_zero():
+        print(printable(f"rlalign: {line}"), file=sys.stderr, flush=True)
+
+
+def quiet_libraries() -> None:
+    """Our own notices on stderr, libraries' only from warnings on, progress bars off."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    level = logging.INFO if is_rank_zero() else logging.WARNING
+    for name in ("rlalign", "rewards"):
+        logging.getLogger(name).setLevel(level)
+    # torch says this of every backward pass through a DDP module on a CPU.
+    warnings.filterwarnings("ignore", message=".*No device id is provided.*")
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def config_stem(argv: Sequence[str], default: str) -> str:
+    """The configuration file's name without its ending: how an unnamed run's folder begins."""
+    chosen = default
+    for i, argument in enumerate(argv):
+        if argument == "--config" and i + 1 < len(argv):
+            chosen = argv[i + 1]
+        elif argument.lstrip("-").startswith("config="):
+            chosen = argument.partition("=")[2]
+    return Path(chosen).stem
