@@ -190,9 +190,9 @@ def read_rows(path: str, split: str, setting: str) -> Sequence[Row]:
     except ConfigError:
         raise
     except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"{setting}={path} (prompts.split={split}) cannot be loaded: "
-            f"{str(error).splitlines()[0]}"
+            f"{setting}={path} (prompts.split={split}) cannot be loaded: {reason}"
         ) from error
     return list(data)
 

@@ -32,11 +32,7 @@ def score_rollout(
     raw = torch.as_tensor(output.score, dtype=torch.float32)
     finished = rollout.finished.cpu()
     score = potential(raw, finished, section)  # (B,)
-    # Where clipping acted, the spans no longer add up to what the sample earned.
-    unclipped = score == potential(
-        raw, finished, ScoreSection(missing_eos_penalty=section.missing_eos_penalty)
-    )
-    spans = [s if keep else () for s, keep in zip(output.spans, unclipped.tolist(), strict=True)]
+    spans = [clipped_spans(sample, section.clip) for sample in output.spans]
     token_rewards = place_credit(rollout, score.to(device), spans, tokenizer)
     return ScoredRollout(
         rollout=rollout,
@@ -78,6 +74,24 @@ def potential(raw: Tensor, finished: Tensor, section: ScoreSection) -> Tensor:
     """(B,) the score that the target holds: the weighted sum, clipped, less the EOS penalty."""
     score = raw if section.clip is None else raw.clamp(*section.clip)
     return score - section.missing_eos_penalty * (~finished).float()
+
+
+def clipped_spans(spans: Sequence[Span], clip: tuple[float, float] | None) -> Sequence[Span]:
+    """The spans of a clipped score: the differences of the clipped running sum of their credits.
+
+    Dropping the credit of clipped samples alone would let it depend on the text behind it.
+    """
+    if clip is None:
+        return spans
+    low, high = clip
+    kept, total, before = [], 0.0, min(max(0.0, low), high)
+    for span in spans:
+        total += span.credit
+        after = min(max(total, low), high)
+        if after != before:
+            kept.append(Span(span.start, span.end, after - before))
+        before = after
+    return kept
 
 
 def place_credit(

@@ -74,7 +74,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = [*alphabet, *("".join(pair) for pair in merges), "</s>"]
     model = BPE({token: i for i, token in enumerate(vocabulary)}, merges)
     tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
 

@@ -1,4 +1,4 @@
-"""What every test starts from: one thread, so that numbers and times do not depend on the machine."""
+"""One thread, so that numbers and times do not depend on the machine."""
 
 import torch
 

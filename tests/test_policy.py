@@ -1,4 +1,4 @@
-"""The one pass: what a token's log-probability and value are read from, and what changes nothing."""
+"""The one pass: where log-probabilities and values are read, and what leaves them as they are."""
 
 import builders
 import oracle
@@ -38,9 +38,6 @@ def one_sample(prompt, response):
     return ids, torch.ones_like(ids).bool(), own, torch.ones_like(own).bool()
 
 
-# -- which position a token is read from -----------------------------------------------------------
-
-
 @torch.no_grad()
 def test_logprobs_are_those_of_the_language_models_own_logits(lm):
     policy = Policy(lm, temperature=0.7, reference="none")
@@ -76,9 +73,6 @@ def test_a_token_moves_neither_its_own_value_nor_anything_before_it(lm):
     for name, same in (("values", 3), ("entropy", 3), ("logprobs", 2)):
         assert_close(after[name][0, :same], before[name][0, :same])
         assert not torch.allclose(after[name][0, same], before[name][0, same], atol=1e-4)
-
-
-# -- padding, order, chunks -------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -150,9 +144,6 @@ def test_sorting_into_micro_batches_keeps_every_row_in_its_place():
         assert_close(parts, whole, rtol=1e-4, atol=1e-5)
 
 
-# -- one temperature, float32 -----------------------------------------------------------------------
-
-
 @torch.no_grad()
 def test_one_temperature_divides_policy_reference_and_sampling_logits():
     lm = oracle.language_model()
@@ -205,9 +196,6 @@ def test_the_float32_copy_shares_nothing(lora):
     for p in copy.parameters():
         p.zero_()
     assert_close(policy(*sample, logprobs_only)["logprobs"], before, rtol=0, atol=0)
-
-
-# -- dropout, checkpointing, the head ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lora", [None, LoraSection(r=2)])
