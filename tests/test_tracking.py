@@ -46,7 +46,8 @@ def test_every_row_is_strict_json_and_in_the_file_at_once(tmp_path):
     assert lines(run.samples_jsonl)[0]["kl"] is None
 
 
-def test_a_resumed_runs_files_equal_an_unbroken_ones(tmp_path):
+@pytest.mark.parametrize("stops", [{3: 2}, {5: 5}, {4: 0}, {3: 2, 4: 3, 6: 6}])
+def test_a_resumed_runs_files_equal_an_unbroken_ones(tmp_path, stops):
     def go(folder: str, stops: dict[int, int]) -> RunFolder:
         run = RunFolder(tmp_path / folder)
         run.path.mkdir()
@@ -64,7 +65,7 @@ def test_a_resumed_runs_files_equal_an_unbroken_ones(tmp_path):
         tracker.close()
         return run
 
-    unbroken, resumed = go("a", {}), go("b", {3: 2, 5: 5, 6: 0})
+    unbroken, resumed = go("a", {}), go("b", dict(stops))
     assert unbroken.metrics_jsonl.read_bytes() == resumed.metrics_jsonl.read_bytes()
     assert unbroken.samples_jsonl.read_bytes() == resumed.samples_jsonl.read_bytes()
     assert len(lines(unbroken.metrics_jsonl)) == 7
