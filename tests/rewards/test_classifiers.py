@@ -13,12 +13,15 @@ from rewards.topic import Similarity
 TEXTS = ["good film", "", "bad bad the the moon good film bad", "moon 🚀", "good " * 500]
 
 
+WORDS = ("moon", "goal", "vote")
+
+
 class FakeEmbedder:
-    """Texts as counts of three words, of unit length."""
+    """Texts as counts of three words, of unit length; blank ones get a direction, as they do."""
 
     def encode(self, texts):
         counts = np.array(
-            [[text.count(word) for word in ("moon", "goal", "vote")] for text in texts]
+            [[text.count(word) for word in WORDS] if text.strip() else [1, 0, 0] for text in texts]
         )
         norms = np.linalg.norm(counts, axis=1, keepdims=True)
         return counts / np.where(norms == 0, 1, norms)

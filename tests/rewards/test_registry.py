@@ -111,6 +111,12 @@ def test_a_wrong_parameter_is_named_as_typed(params, message):
     assert str(caught.value).startswith(message)
 
 
+def test_a_parameter_of_several_types_gets_one_line():
+    with pytest.raises(RewardConfigError) as caught:
+        check_params("style.classifier", {"model": "m", "label": [1]}, "rewards.x")
+    assert str(caught.value).count("rewards.x.label") == 1
+
+
 def test_every_wrong_parameter_gets_a_line():
     own()
     with pytest.raises(RewardConfigError) as caught:
@@ -176,6 +182,9 @@ def test_unclear_signatures_are_refused():
         def __init__(self, n: int) -> None: ...
         def __call__(self, completions: list[str]) -> list[float]: ...
 
+    class Dataless:
+        def __call__(self) -> list[float]: ...
+
     class Uncallable:
         def __init__(self, *, n: int) -> None: ...
 
@@ -185,6 +194,7 @@ def test_unclear_signatures_are_refused():
     refused("reads no data", f=no_data)
     refused("annotation names something unknown", f=dangling)
     refused("is async", f=later)
+    refused("reads no data", f=Dataless)
     refused("positional parameter 'n'; configuration is keyword-only", f=Positional)
     refused("has no __call__", f=Uncallable)
 
