@@ -25,14 +25,14 @@ def sample_inverse_cdf(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]
     vocabulary of 49k.
     """
     logits = logits.float()
-    log_z = logits.logsumexp(-1, keepdim=True)
-    cdf = (logits - log_z).exp_().cumsum_(-1)  # (B, V)
+    highest = logits.amax(-1, keepdim=True)  # (B, 1)
+    cdf = (logits - highest).exp_().cumsum_(-1)  # (B, V), up to the factor 1 / total
     total = cdf[:, -1:]
     # The product can round up to the total itself, beyond which there is no token.
     below = torch.nextafter(total, torch.zeros_like(total))
     threshold = torch.minimum(uniform.to(cdf.dtype).unsqueeze(-1) * total, below)
     ids = torch.searchsorted(cdf, threshold, right=True)  # (B, 1)
-    return ids.squeeze(-1), (logits.gather(-1, ids) - log_z).squeeze(-1)
+    return ids.squeeze(-1), (logits.gather(-1, ids) - highest - total.log()).squeeze(-1)
 
 
 def sample_greedy(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

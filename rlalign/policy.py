@@ -182,18 +182,18 @@ class Policy(nn.Module):
 
         `cache` holds what came before `ids` and takes them in; `mask` covers both.
         """
-        extra = {"position_ids": position_ids} if self._takes_positions else {}
+        inputs = {"input_ids": ids, "attention_mask": mask.long(), "past_key_values": cache}
+        if self._takes_positions:
+            inputs["position_ids"] = position_ids
         with self.autocast():
-            out = self.lm(
-                input_ids=ids,
-                attention_mask=mask.long(),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-                **extra,
-            )
-        logits: Tensor = out.logits[:, -1].float()
-        return logits / self.temperature
+            if self._head_is_plain:
+                hidden = self._trunk(self.lm)(**inputs, use_cache=True)[0][:, -1]  # (B, H)
+                # Contiguous, or a CPU copies the whole head once a row: 3 s a prefill in bf16.
+                logits = self._base(self.lm).get_output_embeddings()(hidden.contiguous())
+            else:
+                logits = self.lm(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1]
+        logits = logits.float()
+        return logits if self.temperature == 1.0 else logits / self.temperature
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
