@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -100,12 +101,11 @@ def load_lm(model: ModelSection, device: torch.device) -> nn.Module:
             options["quantization_config"] = trl_bridge.quantization_config(
                 model.quantization, str(dtype).removeprefix("torch.")
             )
-        # Weights that learn stay in float32: a step of 1e-6 vanishes in bfloat16.
         options["dtype"] = dtype if model.lora is not None else torch.float32
         lm: nn.Module = AutoModelForCausalLM.from_pretrained(
             source, config=config, attn_implementation=model.attention, **options
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ConfigError(
             f"model.name={model.name} cannot be loaded: {first_line(error)}"
         ) from error
@@ -143,12 +143,10 @@ def build_policy(
     model: ModelSection, temperature: float, device: torch.device, lm: nn.Module | None = None
 ) -> Policy:
     """The policy that a model section describes; `lm` stands in for the named model."""
-    given = lm is not None
     lm = load_lm(model, device) if lm is None else lm
-    if given:
-        silence_dropout(lm)
-    if model.lora is not None:
-        lm = add_lora(lm, model.lora)
+    silence_dropout(lm)
+    # Weights that learn stay in float32: a step of 1e-6 vanishes in bfloat16.
+    lm = lm.float() if model.lora is None else add_lora(lm, model.lora)
     if model.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         lm.enable_input_require_grads()  # type: ignore[operator]
@@ -166,7 +164,7 @@ def build_policy(
 
 
 def silence_dropout(lm: nn.Module) -> None:
-    """Set every dropout of a model that was built elsewhere to 0."""
+    """Set every dropout of a model to 0, whatever its configuration called it."""
     for module in lm.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -167,34 +167,32 @@ def read_rows(path: str, split: str, setting: str) -> Sequence[Row]:
     file = Path(path).expanduser()
     if file.suffix in {".jsonl", ".json", ".ndjson"}:
         return read_jsonl(file, setting)
-    if file.suffix == ".parquet":
-        import pyarrow.parquet  # type: ignore[import-untyped]
-
-        if not file.is_file():
-            raise ConfigError(f"{setting}={path}: there is no such file")
-        rows: list[Row] = pyarrow.parquet.read_table(file).to_pylist()
-        return rows
-    import datasets  # type: ignore[import-untyped]
-
+    # A hub id may end in a version, as in org/name-1.0; a file's ending starts with a letter.
+    looks_local = path.startswith((".", "/", "~")) or file.suffix[1:2].isalpha()
+    if looks_local and not file.exists():
+        raise ConfigError(f"{setting}={path}: there is no such file")
+    if file.is_file() and file.suffix != ".parquet":
+        raise ConfigError(f"{setting}={path}: not a .jsonl or .parquet file")
     try:
-        if file.is_dir():
-            data = datasets.load_from_disk(str(file))
-            data = data[split] if isinstance(data, datasets.DatasetDict) else data
-        elif file.exists() or path.startswith((".", "/", "~")) or file.suffix:
-            raise ConfigError(
-                f"{setting}={path}: "
-                + ("not a .jsonl or .parquet file" if file.exists() else "there is no such file")
-            )
-        else:
-            data = datasets.load_dataset(path, split=split)
-    except ConfigError:
-        raise
+        return read_dataset(file, path, split)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"{setting}={path} (prompts.split={split}) cannot be loaded: {reason}"
         ) from error
-    return list(data)
+
+
+def read_dataset(file: Path, path: str, split: str) -> Sequence[Row]:
+    import datasets  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    if file.is_file():
+        rows: list[Row] = pyarrow.parquet.read_table(file).to_pylist()
+        return rows
+    if not file.is_dir():
+        return list(datasets.load_dataset(path, split=split))
+    data = datasets.load_from_disk(str(file))
+    return list(data[split] if isinstance(data, datasets.DatasetDict) else data)
 
 
 def read_jsonl(file: Path, setting: str) -> list[Row]:

@@ -56,7 +56,12 @@ class Session:
         self.reward_set.probe(
             [self.prompts.texts[0]], {n: c[:1] for n, c in self.prompts.columns.items()}
         )
-        self.policy = build_policy(config.model, config.sampling.temperature, self.ranks.device, lm)
+        # The value head and LoRA start from random numbers: the same ones for the same seed.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.train.seed)
+            self.policy = build_policy(
+                config.model, config.sampling.temperature, self.ranks.device, lm
+            )
         self.engine = self.new_engine()
         self.engine.sync(self.policy)
 

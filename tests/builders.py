@@ -136,6 +136,8 @@ def session(
     **sections: Mapping[str, Any],
 ) -> Session:
     """A session on the oracle's model with plain functions as rewards."""
+    # `prompts_` is the configuration's section: `prompts` are the prompts themselves.
+    sections = {name.rstrip("_"): values for name, values in sections.items()}
     config = from_mapping(PPORun, oracle.config(**sections), rewards_given=True)
     return Session(
         config,

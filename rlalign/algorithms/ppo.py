@@ -72,7 +72,7 @@ class PPORun(RunConfig):
 class PPOBatch:
     rollout: Rollout
     ref_logprobs: Tensor  # (B, T)
-    old_logprobs: Tensor  # (B, T), the trainer's before the update; rollout.logprobs is the sampler's
+    old_logprobs: Tensor  # (B, T), the trainer's before the update, not the sampler's
     old_values: Tensor  # (B, T)
     advantages: Tensor  # (B, T), whitened over every rank's real tokens
     returns: Tensor  # (B, T)
@@ -92,7 +92,7 @@ class PPOBatch:
 
 
 class PPO:
-    """Maximises E[score] - beta KL(policy | reference) by clipped policy gradients with a critic."""
+    """Maximises E[score] - beta KL(policy | reference) by clipped policy gradients and a critic."""
 
     def __init__(self, config: PPORun, sum_over_ranks: SumOverRanks = one_rank) -> None:
         check_kl(config.kl)
@@ -162,9 +162,11 @@ class PPO:
 
     def minibatches(self, batch: PPOBatch, generator: torch.Generator) -> Iterator[Tensor]:
         """Row indices of each optimiser step: every epoch sees every sample once."""
+        size = len(batch.rollout)
         for _ in range(self.config.epochs):
-            order = torch.randperm(len(batch.rollout), generator=generator)
-            yield from order.to(batch.advantages.device).chunk(self.config.minibatches)
+            order = torch.randperm(size, generator=generator).to(batch.advantages.device)
+            # Not chunk, which makes three parts where 6 rows are asked to become four.
+            yield from order.tensor_split(min(self.config.minibatches, size))
 
     def loss(self, policy: torch.nn.Module, batch: PPOBatch, norm: Norm) -> LossOutput:
         """Clipped surrogate, clipped value loss and entropy bonus (Schulman 2017, eq. 7 and 9)."""
@@ -189,12 +191,12 @@ class PPO:
         stats = {
             "ppo/policy_loss": policy_loss,
             "ppo/value_loss": value_loss,
-            "ppo/clip_frac": masked_sum(((ratio - 1).abs() > config.clip).float(), mask) / norm.tokens,
+            "ppo/clip_frac": masked_sum(((ratio - 1).abs() > config.clip).float(), mask)
+            / norm.tokens,
             "ppo/approx_kl": masked_sum(ratio - 1 - log_ratio, mask) / norm.tokens,
         }
-        if config.entropy_coef > 0:
-            entropy = masked_sum(out["entropy"], mask) / norm.tokens
-            loss = loss - (0.0 if is_warming_up else config.entropy_coef) * entropy
+        if config.entropy_coef > 0 and not is_warming_up:
+            loss = loss - config.entropy_coef * masked_sum(out["entropy"], mask) / norm.tokens
         if self.kl.placement != "reward":
             stats["kl/loss"] = kl_loss
         return LossOutput(loss, {name: x.detach() for name, x in stats.items()})
