@@ -124,9 +124,15 @@ def _re2_pattern_properties(validator: Any, patterns: Any, instance: Any, schema
                 yield from validator.descend(value, subschema, path=name, schema_path=pattern)
 
 
+def _is_re2(pattern: object) -> bool:
+    return not isinstance(pattern, str) or compile_pattern(pattern) is not None
+
+
 def _validator(schema: dict[str, Any]) -> Validator:
     plain = validator_for(schema, default=jsonschema.Draft202012Validator)
-    plain.check_schema(schema)
+    formats = jsonschema.FormatChecker(formats=())
+    formats.checks("regex", raises=ValueError)(_is_re2)  # the meta-schema asks for it
+    plain.check_schema(schema, format_checker=formats)  # type: ignore[call-arg]
     keywords = {"pattern": _re2_pattern, "patternProperties": _re2_pattern_properties}
     linear: type[Validator] = extend(plain, keywords)  # type: ignore[no-untyped-call]
     return linear(schema, registry=Registry())  # an empty registry: nothing is fetched

@@ -1,6 +1,7 @@
 import pytest
 
 from rewards.contract import RewardConfigError, Score
+from rewards.registry import check_params
 from rewards.structure import (
     JsonSchema,
     Sentences,
@@ -112,6 +113,12 @@ def test_json_schema_tells_valid_from_parsing_from_text():
 
 def test_json_schema_survives_hostile_text():
     assert JsonSchema(schema={})(["[" * 100_000, "1" * 10_000, '"\\ud800"']) == [0, 0, 1]
+
+
+def test_a_pattern_that_is_not_re2_is_refused_with_the_schema():
+    for schema in ({"pattern": "(?=a)"}, {"patternProperties": {"(?=a)": {}}}):
+        with pytest.raises(RewardConfigError, match=r"x\.schema=.* is no JSON Schema: .*\(\?=a\)"):
+            check_params("structure.json_schema", {"schema": schema}, "x")
 
 
 def test_json_schema_runs_patterns_in_re2():
