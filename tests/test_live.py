@@ -23,7 +23,7 @@ HOSTILE = [
     "\u202eevil\u202c \u200bhidden \ufeff \udc80",
     "",
 ]
-NAMES = ["space", "cheerful", "中文字符测试中文", "a_reward_with_a_long_name"]
+NAMES = ["space", "\x1b[2J", "中文字符测试中文", "a_reward_with_a_long_name"]
 
 
 def stats(step: int, **more: float) -> dict[str, float]:

@@ -32,7 +32,7 @@ def is_picture(path: Path) -> bool:
 
 @pytest.mark.parametrize(("iterations", "adaptive"), [(1, False), (40, True), (200, False)])
 def test_a_run_becomes_pictures(tmp_path, iterations, adaptive):
-    path = metrics(tmp_path / "metrics.jsonl", iterations, ["a", "cost $x$ {^", "c"], adaptive)
+    path = metrics(tmp_path / "metrics.jsonl", iterations, ["a", r"$\frac{$", "c"], adaptive)
     written = draw_plots(path, tmp_path / "plots")
     expected = {"score", "kl", "lengths", "rewards", "speed", "overview"}
     assert {file.stem for file in written} == expected
