@@ -97,7 +97,7 @@ def test_quantisation_says_what_it_lacks(lora, device, message, monkeypatch):
 
 def test_a_model_is_not_loaded_quantised_on_a_cpu(saved):
     section = ModelSection(name=saved, quantization="8bit", lora=LoraSection())
-    with pytest.raises(ConfigError, match="model.quantization=8bit needs a CUDA device"):
+    with pytest.raises(ConfigError, match=r"^model\.quantization=8bit needs a CUDA device"):
         load_lm(section, CPU)
 
 

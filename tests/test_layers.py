@@ -1,0 +1,124 @@
+"""Who may import whom, how long a file may be, and who touches TRL: read from the source."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Each layer may import itself and those before it; a new module must be given its place here.
+LAYERS = [
+    {"rewards", "trl_bridge"},
+    {"types", "problems", "overrides", "schema", "settle", "reward_settings", "config", "sections"}
+    | {"masking", "logprobs", "kl", "gae", "running", "files", "terminal", "redact", "startup"},
+    {"prompts", "policy", "models", "ranks", "checkpoint", "metrics", "runs", "tracking"}
+    | {"wandb_tracker"},
+    {"generation", "scoring"},
+    {"algorithms.ppo"},
+    {"session"},
+    {"exits", "trainer"},
+    {"evaluate", "saving"}
+    | {f"report.{name}" for name in ("visible", "live", "card", "plots", "configuration_page")},
+    {"loop"},
+    {"api", "ppo", "measure", "cli", "__main__", "__init__"},
+]
+FILES = sorted([*(ROOT / "rlalign").rglob("*.py"), *(ROOT / "rewards").rglob("*.py")])
+OURS = [path for path in FILES if path.stem != "__init__" or path.parent.name == "rlalign"]
+
+
+def module(path: Path) -> str:
+    """A file's name as the layers know it: `policy`, `report.live`; all of rewards is one."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return "rewards" if parts[0] == "rewards" else ".".join(parts[1:])
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of the modules that a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path} has a relative import"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def own_imports(path: Path) -> set[str]:
+    """The modules of ours that a file imports, as the layers know them."""
+    found = set()
+    for name in imported(path):
+        top, _, rest = name.partition(".")
+        if top == "rewards":
+            found.add("rewards")
+        elif top == "rlalign" and any(rest in layer for layer in LAYERS):
+            found.add(rest)
+    return found - {module(path)}
+
+
+def level(name: str) -> int:
+    return next(i for i, layer in enumerate(LAYERS) if name in layer)
+
+
+def test_every_module_has_its_place():
+    assert {module(path) for path in OURS} == set().union(*LAYERS)
+    assert sum(map(len, LAYERS)) == len(set().union(*LAYERS))
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_imports_only_what_lies_below_it(path):
+    above = {name for name in own_imports(path) if level(name) > level(module(path))}
+    assert not above, f"{module(path)} imports {sorted(above)}"
+
+
+def test_there_is_no_circle():
+    graph: dict[str, set[str]] = {}
+    for path in OURS:
+        graph.setdefault(module(path), set()).update(own_imports(path))
+    TopologicalSorter(graph).prepare()
+
+
+def test_rewards_know_nothing_of_rlalign():
+    for path in FILES:
+        if "rewards" in path.relative_to(ROOT).parts[0]:
+            assert not {name for name in imported(path) if name.split(".")[0] == "rlalign"}, path
+
+
+def test_one_file_imports_trl():
+    users = {
+        path.name for path in FILES if "trl" in {name.split(".")[0] for name in imported(path)}
+    }
+    assert users == {"trl_bridge.py"}
+
+
+def test_the_checks_see_imports():
+    """Guards the tests above: what the loop and the launchers import is found."""
+    assert {"trainer", "checkpoint", "report.card"} <= own_imports(ROOT / "rlalign" / "loop.py")
+    assert own_imports(ROOT / "rlalign" / "scoring.py") >= {"rewards", "policy"}
+    assert own_imports(ROOT / "rlalign" / "models.py") >= {"trl_bridge", "rewards"}
+
+
+def length(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def test_files_are_short():
+    assert {str(path): length(path) for path in FILES if length(path) > 350} == {}
+
+
+def test_functions_are_short():
+    long = {
+        f"{path.name}:{node.name}": node.end_lineno - node.lineno + 1
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > 60
+    }
+    assert long == {}
+
+
+def test_launchers_hold_no_logic():
+    for path in (ROOT / "launch").glob("*.py"):
+        assert length(path) <= 40, path
+        assert {name.split(".")[0] for name in imported(path)} <= {"sys", "rlalign"}, path
