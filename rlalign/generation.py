@@ -77,7 +77,7 @@ class DecodeEngine:
         self.max_new_tokens = max_new_tokens
         self.stop = tuple(stop)
         self.batch_size = batch_size
-        self.eos_id = int(tokenizer.eos_token_id)  # type: ignore[arg-type]
+        self.eos_id = int(tokenizer.eos_token_id)
         self.policy: Policy | None = None
         self.policy_step = 0
 

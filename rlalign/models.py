@@ -35,7 +35,7 @@ def compute_dtype(model: ModelSection, device: torch.device) -> torch.dtype:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether products in bfloat16 run in hardware; emulated ones are slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         features = torch.cpu.get_capabilities()
         return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
@@ -87,6 +87,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrained
 def load_lm(model: ModelSection, device: torch.device) -> nn.Module:
     """The causal LM without adapters, dropout off; raises ConfigError where it cannot be loaded."""
     source, dtype = locate(model), compute_dtype(model, device)
+    check_quantization(model, device)
     options: dict[str, Any] = {
         "revision": model.revision,
         "trust_remote_code": model.trust_remote_code,
@@ -97,7 +98,6 @@ def load_lm(model: ModelSection, device: torch.device) -> nn.Module:
             if hasattr(config, field):
                 setattr(config, field, 0.0)
         if model.quantization != "none":
-            check_quantization(model, device)
             options["quantization_config"] = trl_bridge.quantization_config(
                 model.quantization, str(dtype).removeprefix("torch.")
             )
@@ -114,6 +114,8 @@ def load_lm(model: ModelSection, device: torch.device) -> nn.Module:
 
 def check_quantization(model: ModelSection, device: torch.device) -> None:
     setting = f"model.quantization={model.quantization}"
+    if model.quantization == "none":
+        return
     if model.lora is None:
         raise ConfigError(f"{setting}: quantised weights cannot learn; add model.lora")
     if device.type != "cuda":
@@ -132,7 +134,7 @@ def add_lora(lm: nn.Module, lora: LoraSection) -> nn.Module:
         task_type=TaskType.CAUSAL_LM,
     )
     try:
-        return get_peft_model(lm, config)  # type: ignore[arg-type]
+        return get_peft_model(lm, config)
     except ValueError as error:
         raise ConfigError(
             f"model.lora.target_modules={lora.target_modules}: {first_line(error)}"

@@ -192,8 +192,8 @@ class Policy(nn.Module):
                 logits = self._base(self.lm).get_output_embeddings()(hidden.contiguous())
             else:
                 logits = self.lm(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1]
-        logits = logits.float()
-        return logits if self.temperature == 1.0 else logits / self.temperature
+        in_float32: Tensor = logits.float()
+        return in_float32 if self.temperature == 1.0 else in_float32 / self.temperature
 
     @contextmanager
     def decoding(self) -> Iterator[None]:

@@ -128,7 +128,7 @@ def encode(
         texts.append(text)
     columns = {name: [row.get(name) for row in rows] for name in names if name != section.column}
     pad = tokenizer.pad_token_id
-    return PromptSet(ids, texts, columns, int(tokenizer.eos_token_id if pad is None else pad))  # type: ignore[arg-type]
+    return PromptSet(ids, texts, columns, int(tokenizer.eos_token_id if pad is None else pad))
 
 
 def tokenize(

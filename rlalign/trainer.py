@@ -70,7 +70,9 @@ class Trainer:
 
     # -- the two halves of an iteration --------------------------------------------------------
 
-    def generate(self, prompts: Sequence[str] | PromptBatch | None = None, n: int | None = None) -> Rollout:
+    def generate(
+        self, prompts: Sequence[str] | PromptBatch | None = None, n: int | None = None
+    ) -> Rollout:
         """Responses of the current policy: `n` to each prompt.
 
         `prompts`: texts, a batch, or None for this iteration's share of the run's own prompts.
@@ -88,10 +90,17 @@ class Trainer:
         """The rollout with its rewards and the reference's log-probabilities."""
         session = self.session
         return score_rollout(
-            rollout, session.reward_set, session.config.score, session.policy, session.tokenizer, session.budget
+            rollout,
+            session.reward_set,
+            session.config.score,
+            session.policy,
+            session.tokenizer,
+            session.budget,
         )
 
-    def step(self, rollout: Rollout | ScoredRollout, scores: Sequence[float] | None = None) -> dict[str, float]:
+    def step(
+        self, rollout: Rollout | ScoredRollout, scores: Sequence[float] | None = None
+    ) -> dict[str, float]:
         """Learn from one rollout; what happened, by metric key.
 
         `scores`, one a response, replace the run's rewards: use them where the judge is outside.
@@ -99,7 +108,9 @@ class Trainer:
         clock = Clock()
         if isinstance(rollout, Rollout):
             with clock("score"):
-                rollout = self.score(rollout) if scores is None else self._score_from(rollout, scores)
+                rollout = (
+                    self.score(rollout) if scores is None else self._score_from(rollout, scores)
+                )
         return self._learn(rollout, clock) | clock.stats()
 
     def _score_from(self, rollout: Rollout, scores: Sequence[float]) -> ScoredRollout:
@@ -136,12 +147,17 @@ class Trainer:
                 stopped = True
                 break
         stats = {name: sum(s[name] for s in seen) / len(seen) for name in seen[0]}
-        return stats | {"ppo/stopped_early": float(stopped), "lr": self.optimizer.param_groups[0]["lr"]}
+        return stats | {
+            "ppo/stopped_early": float(stopped),
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
 
     def _step(self, batch: Any, rows: Tensor) -> dict[str, float]:
         """Gradients of one minibatch over every rank, then one optimiser step."""
         ranks, accelerator = self.session.ranks, self.session.ranks.accelerator
-        counts = torch.stack([batch.rollout.action_mask[rows].sum(), torch.tensor(len(rows), device=rows.device)])
+        counts = torch.stack(
+            [batch.rollout.action_mask[rows].sum(), torch.tensor(len(rows), device=rows.device)]
+        )
         tokens, sequences = ranks.sum(counts.double()).tolist()
         norm = Norm(tokens=max(tokens, 1.0), sequences=sequences)
         micros = micro_batches(batch.rollout.lengths[rows], self.session.budget)
@@ -182,11 +198,14 @@ class Trainer:
                     "lower ppo.lr, or look for a reward with extreme values"
                 )
         self.optimizer.zero_grad(set_to_none=True)
-        return {"ppo/grad_norm": grad_norm if is_finite else 0.0, "ppo/skipped_steps": float(not is_finite)}
+        return {
+            "ppo/grad_norm": grad_norm if is_finite else 0.0,
+            "ppo/skipped_steps": float(not is_finite),
+        }
 
 
 def schedule(config: RunConfig, iteration: int) -> float:
-    """The learning rate of an iteration as a share of its peak; a closed form, so it needs no state."""
+    """An iteration's learning rate as a share of its peak; a closed form, so it needs no state."""
     optim, total = config.optim, config.train.iterations
     warmup = optim.warmup_iterations
     if iteration < warmup:
@@ -194,7 +213,9 @@ def schedule(config: RunConfig, iteration: int) -> float:
     if optim.schedule == "constant":
         return 1.0
     progress = min((iteration - warmup) / max(total - warmup, 1), 1.0)
-    shape = 1.0 - progress if optim.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    shape = (
+        1.0 - progress if optim.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    )
     return float(optim.final_lr_fraction + (1.0 - optim.final_lr_fraction) * shape)
 
 
