@@ -56,7 +56,7 @@ def exit_code(error: BaseException) -> int:
 
 
 def run_safely(job: Callable[[], None]) -> int:
-    """Run a command's job; its exit code. Faults of the user's making get a line, not a traceback."""
+    """Run a command's job and return its exit code; faults of the user's making get one line."""
     try:
         job()
     except (Exception, KeyboardInterrupt) as error:
@@ -73,8 +73,8 @@ def last_line(error: BaseException) -> str:
     """What went wrong and what to do about it."""
     if isinstance(error, MEMORY):
         return (
-            "out of memory; lower optim.micro_batch_tokens or sampling.batch_size, or use model.lora "
-            "or model.gradient_checkpointing"
+            "out of memory; lower optim.micro_batch_tokens or sampling.batch_size, or use "
+            "model.lora or model.gradient_checkpointing"
         )
     if isinstance(error, Preempted):
         return f"{error}; go on with --run.resume=auto and the same --run.name"

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,6 +17,7 @@ from rlalign.checkpoint import (
     load_checkpoint,
     mark_best,
     newest_sound,
+    rewind,
     save_checkpoint,
 )
 from rlalign.config import ConfigError, resolved_yaml, to_flat
@@ -24,13 +25,14 @@ from rlalign.evaluate import Evaluation, evaluate, sample_rows
 from rlalign.exits import Preempted, exit_code
 from rlalign.masking import masked_moments
 from rlalign.metrics import peak_memory_mb
+from rlalign.redact import redact_text
 from rlalign.report.card import write_model_card
 from rlalign.report.live import LiveView
 from rlalign.report.plots import draw_plots
 from rlalign.runs import RunFolder, command_line, open_run
 from rlalign.saving import restore_training, save_model, training_state
 from rlalign.session import Session
-from rlalign.tracking import Tracker, build_trackers
+from rlalign.tracking import Trackers, build_trackers
 from rlalign.trainer import Clock, Trainer
 from rlalign.types import ScoredRollout
 
@@ -80,7 +82,7 @@ class _Run:
         session = trainer.session
         self.session, self.trainer, self.folder = session, trainer, folder
         self.is_main = session.ranks.is_main
-        self.trackers: Tracker | None = None
+        self.trackers: Trackers | None = None
         self.stop_requested = False
         self.before: Evaluation | None = None
         self.after: Evaluation | None = None
@@ -104,7 +106,9 @@ class _Run:
             self._open()
             if config.eval.every:
                 self.before = evaluate(self.session, self.coef, of_reference=True)
-                if trainer.iteration == 0:
+                if trainer.iteration > 0:
+                    self.view.samples(self.before.rows)  # a resumed run has shown them before
+                else:
                     self._record({"iteration": 0, "samples": 0}, [], self.before)
             while trainer.iteration < config.train.iterations:
                 self._iterate()
@@ -172,7 +176,7 @@ class _Run:
         config, folder = self.session.config, self.folder
         if not self.is_main:
             return
-        folder.config_yaml.write_text(resolved_yaml(config), encoding="utf-8")
+        folder.config_yaml.write_text(redact_text(resolved_yaml(config)), encoding="utf-8")
         folder.start(
             argv=command_line(),
             world_size=self.session.ranks.size,
@@ -251,6 +255,9 @@ class _Run:
             logger.info("%s has no checkpoint yet: starting fresh", self.folder.path)
             return
         restore_training(self.trainer, load_checkpoint(Path(path)))
+        if self.session.ranks.is_main:
+            # Later checkpoints belong to a future that this run has left.
+            rewind(self.folder.checkpoints, self.trainer.iteration)
         logger.info("resumed from %s after iteration %d", path, self.trainer.iteration)
 
     # -- how it ends ---------------------------------------------------------------------------
@@ -260,18 +267,20 @@ class _Run:
         logger.warning("SIGTERM: saving after this iteration, then stopping")
 
     def done(self) -> None:
-        if self.trackers is not None:
-            self.trackers.close()
+        # run.json first: W&B reads from it how the run ended.
         if self.is_main:
             self.folder.finish("done", 0)
-
-    def failed(self, error: BaseException) -> None:
         if self.trackers is not None:
             self.trackers.close()
+
+    def failed(self, error: BaseException) -> None:
+        is_preempted = isinstance(error, Preempted)
         if self.is_main:
             message = str(error) or type(error).__name__
-            is_preempted = isinstance(error, Preempted)
-            self.folder.finish("preempted" if is_preempted else "failed", exit_code(error), message)
+            status: Literal["preempted", "failed"] = "preempted" if is_preempted else "failed"
+            self.folder.finish(status, exit_code(error), message)
+        if self.trackers is not None:
+            self.trackers.close(10.0 if is_preempted else 60.0)
 
 
 def in_main_thread() -> bool:

@@ -24,7 +24,7 @@ from rlalign.startup import quiet_libraries
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure RUN_OR_MODEL as `--config` (default: the run's own) says; write eval.json beside it."""
+    """Measure RUN_OR_MODEL as its own or `--config`'s settings say; eval.json goes beside it."""
     target, *arguments = list(sys.argv[1:] if argv is None else argv)
     quiet_libraries()
     return run_safely(lambda: measure(Path(target), arguments))
@@ -58,7 +58,7 @@ def write(path: Path, before: Evaluation, after: Evaluation) -> None:
 
 
 def adapter_settings(folder: Path, config: PPORun) -> PPORun:
-    """The configuration with `model.lora` as the saved adapter has it, or null for a whole model."""
+    """The configuration with `model.lora` as the saved adapter has it; null for a whole model."""
     file = folder / "adapter_config.json"
     if (folder / "manifest.json").is_file():
         return config  # a checkpoint holds what the configuration says

@@ -49,8 +49,8 @@ def restore_training(trainer: Trainer, checkpoint: Checkpoint) -> None:
     if parameters.keys() != saved.keys():
         odd = sorted(parameters.keys() ^ saved.keys())[0]
         raise CheckpointError(
-            f"{checkpoint.path} holds another model's parameters ({odd} is in only one of the two); "
-            "resume with the model.* settings that it was made with"
+            f"{checkpoint.path} holds another model's parameters ({odd} is in only one of the "
+            "two); resume with the model.* settings that it was made with"
         )
     for name, parameter in parameters.items():
         if parameter.shape != saved[name].shape:

@@ -31,6 +31,8 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(level)
     # torch says this of every backward pass through a DDP module on a CPU.
     warnings.filterwarnings("ignore", message=".*No device id is provided.*")
+    # peft asks transformers by an older name.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
 
     from transformers.utils import logging as transformers_logging
 
