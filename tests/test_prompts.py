@@ -218,6 +218,13 @@ def test_faults_of_a_prompt_name_its_row(tmp_path):
         refused(path, f"the prompt in row 1 of {source} is neither text nor a list of messages: ")
 
 
+def test_an_eos_token_in_a_prompt_is_no_padding(tmp_path):
+    """The pad token is the EOS token, so a mask by id would lose it."""
+    batch = load(jsonl(tmp_path, {"prompt": "a </s> b"}, {"prompt": "</s>"})).batch([0, 1])
+    assert batch.prompt_ids[0].tolist() == [0, oracle.EOS, 1]
+    assert batch.prompt_mask.tolist() == [[True, True, True], [False, False, True]]
+
+
 def test_a_tokenizer_without_a_pad_token_pads_with_eos():
     tokenizer = builders.byte_tokenizer()
     assert tokenizer.pad_token_id is None
