@@ -159,10 +159,11 @@ def test_one_temperature_divides_policy_reference_and_sampling_logits():
     assert_close(rollout.logprobs[:, 0], expected[rollout.response_ids[:, 0]])
 
 
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_outputs_are_float32_under_autocast():
+def test_outputs_are_float32_under_autocast(weights):
     """In bfloat16 the head's logits are rounded once; what follows is float32."""
-    lm = oracle.language_model()
+    lm = oracle.language_model().to(weights)
     policy = Policy(lm, temperature=0.7, autocast=torch.bfloat16, reference="none")
     out = policy(*one_sample([0, 2], [1, 3]))
     assert {x.dtype for x in out.values()} == {torch.float32}
@@ -170,6 +171,7 @@ def test_outputs_are_float32_under_autocast():
         hidden = lm.base_model(input_ids=torch.tensor([[0, 2, 1, 3]]))[0][0, 1:3]
         logits = lm.lm_head(hidden)
     assert logits.dtype == torch.bfloat16
+    assert policy.value_head.weight.dtype == torch.float32
     expected = (logits.float() / 0.7).log_softmax(-1)[torch.arange(2), torch.tensor([1, 3])]
     assert_close(out["logprobs"][0], expected, rtol=0, atol=1e-6)
     value = hidden.float() @ policy.value_head.weight[0] + policy.value_head.bias

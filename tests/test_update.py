@@ -94,6 +94,43 @@ def test_the_update_does_not_depend_on_the_token_budget():
         assert parts_stats[name] == pytest.approx(whole_stats[name], rel=1e-3, abs=1e-6), name
 
 
+def test_every_sample_is_learnt_from_once_an_epoch_within_the_budget(monkeypatch):
+    trainer = builders.trainer(
+        ppo={"epochs": 2, "minibatches": 2}, optim={"micro_batch_tokens": 30}
+    )
+    rollout, seen = trainer.generate(), []
+    loss = trainer.objective.loss
+
+    def looking(policy, batch, norm):
+        lengths = batch.rollout.lengths
+        assert len(lengths) * int(lengths.max()) <= 30
+        seen.append(batch.rollout.group.tolist())
+        return loss(policy, batch, norm)
+
+    monkeypatch.setattr(trainer.objective, "loss", looking)
+    trainer.step(rollout)
+    samples = [sample for part in seen for sample in part]
+    assert sorted(samples[:16]) == sorted(samples[16:]) == list(range(16))
+    assert len(seen) > 4
+
+
+def test_a_rank_with_few_micro_batches_runs_as_many_as_the_others(monkeypatch):
+    """With weight 0; under sharded weights the others would wait for it without end."""
+
+    def updated(more):
+        trainer = builders.trainer(ppo={"epochs": 1}, optim={"micro_batch_tokens": 30})
+        rollout = trainer.generate()
+        monkeypatch.setattr(trainer.session.ranks, "max", lambda value: value + more)
+        calls = count_calls(monkeypatch, trainer.objective, "loss")
+        stats = trainer.step(rollout)
+        return len(calls), stats["ppo/value_loss"], parameters(trainer.session.policy)
+
+    (calls, value_loss, alone), (padded_calls, padded_loss, padded) = updated(0), updated(2)
+    assert padded_calls == calls + 2
+    assert padded_loss == pytest.approx(value_loss)
+    assert_close(padded, alone)
+
+
 def test_the_reported_statistics_are_global_means():
     """Before the first step the mean surrogate is the mean of the whitened advantages: 0."""
     trainer = builders.trainer(ppo={"epochs": 1}, optim={"micro_batch_tokens": 12})
@@ -122,12 +159,15 @@ def test_the_reference_is_bitwise_the_same_after_updates_saves_and_evaluations(m
 
 @BOTH
 def test_evaluating_and_saving_move_nothing(model, tmp_path):
-    trainer = builders.trainer(model=model)
-    trainer.step(trainer.generate())
+    trainer = builders.trainer(model=model, ppo={"lr": 0.01})
+    for _ in range(2):
+        trainer.step(trainer.generate())
     before = parameters(trainer.session.policy)
-    evaluate(trainer.session, 0.1, of_reference=True)
+    reference = evaluate(trainer.session, 0.1, of_reference=True)
     save_model(trainer.session, tmp_path)
     unchanged(before, parameters(trainer.session.policy))
+    assert reference.stats["eval/kl"] == pytest.approx(0.0, abs=1e-6)
+    assert evaluate(trainer.session, 0.1).stats["eval/kl"] > 1e-5
     assert all(p.requires_grad for p in trainer.session.policy.trainable().values())
 
 
