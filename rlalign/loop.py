@@ -164,10 +164,16 @@ class _Run:
                 self.trainer.iteration,
                 self.coef,
             )
-            draw_plots(folder.metrics_jsonl, folder.plots)
+            self._draw()
             self.view.final(folder, self.before, self.after)
         self.session.ranks.wait()
         return Result(folder.path, self.trainer, self.before, self.after)
+
+    def _draw(self) -> None:
+        try:
+            draw_plots(self.folder.metrics_jsonl, self.folder.plots)
+        except Exception as error:  # the run is done and saved: a picture must not fail it
+            logger.warning("no plots were drawn: %s", error)
 
     # -- what is written -----------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -296,5 +297,8 @@ def _short(name: str, width: int = 12) -> str:
 
 def _save(figure: Figure, path: Path) -> Path:
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=DPI, facecolor="white")
+    with warnings.catch_warnings():
+        # Said of a first pass of the layout over two axes; the picture that comes out is right.
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")
+        figure.savefig(path, dpi=DPI, facecolor="white")
     return path

@@ -1,0 +1,167 @@
+"""A run that stops and goes on is the run that never stopped."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import oracle
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rewards.contract import RewardError
+from rlalign import loop
+from rlalign.algorithms.ppo import PPO, PPORun
+from rlalign.checkpoint import CheckpointError
+from rlalign.config import from_mapping
+from rlalign.session import Session
+from rlalign.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parents[1]
+CLOCK = ("time/", "tokens_per_second", "memory/")
+LORA = {"lora": {"r": 2}}
+
+
+def run(folder: Path, *, iterations: int = 5, reward: Any = oracle.sparse, **sections: Any) -> Path:
+    settings = oracle.config(
+        train={"iterations": iterations, "samples": 16, "seed": 3},
+        ppo={"minibatches": 2, "lr": 1e-3},
+        kl={"coef": 0.1, "target": 1.0, "horizon": 100},
+        score={"normalize": True},
+        optim={"schedule": "linear", "warmup_iterations": 1},
+        eval={"every": 2, "samples": 8},
+        checkpoint={"every": 2},
+        run={"dir": str(folder), "name": "a", "resume": "auto"},
+    )
+    for name, values in {"trackers": [], **sections}.items():
+        is_section = isinstance(values, dict)
+        settings[name] = settings.get(name, {}) | values if is_section else values
+    config = from_mapping(PPORun, settings, rewards_given=True)
+    with Session(
+        config,
+        lm=oracle.language_model(),
+        tokenizer=oracle.tokenizer(),
+        prompts=list(oracle.PROMPTS),
+        rewards=[reward],
+    ) as session:
+        return loop.train(Trainer(session, PPO(config)), quiet=True).folder
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl without what the clock says."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(CLOCK)} for row in rows]
+
+
+def final_state(folder: Path) -> dict[str, torch.Tensor]:
+    newest = max((folder / "checkpoints").glob("step-*"))
+    return {
+        f"{name}/{key}": tensor
+        for name in ("policy", "optimizer")
+        for key, tensor in load_file(newest / f"{name}.safetensors").items()
+    }
+
+
+def breaks_at_call(n: int) -> Any:
+    """The sparse reward, raising at its n-th call."""
+    calls = 0
+
+    def sparse(completions: list[str]) -> list[float]:
+        nonlocal calls
+        calls += 1
+        if calls == n:
+            raise ValueError("the power went out")
+        return oracle.sparse(completions)
+
+    return sparse
+
+
+@pytest.mark.parametrize("model", [{}, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("call", [7, 10])
+def test_resumed_run_equals_an_unbroken_one(
+    tmp_path: Path, model: dict[str, Any], call: int
+) -> None:
+    unbroken = run(tmp_path / "unbroken", model=model)
+    with pytest.raises(RewardError, match="the power went out"):
+        run(tmp_path / "broken", model=model, reward=breaks_at_call(call))
+    assert json.loads((tmp_path / "broken/a/run.json").read_text())["exit_code"] == 5
+    resumed = run(tmp_path / "broken", model=model)
+    assert metrics(resumed) == metrics(unbroken)
+    assert len(metrics(resumed)) == 6  # the evaluation before, and five iterations
+    one, other = final_state(resumed), final_state(unbroken)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("part", ["optimizer", "objective", "iteration", "policy"])
+def test_the_proof_notices_a_part_of_the_state_that_is_lost(
+    tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = run(tmp_path / "unbroken")
+    with pytest.raises(RewardError):
+        run(tmp_path / "broken", reward=breaks_at_call(10))
+    restore = loop.restore_training
+
+    def forgetful(trainer: Trainer, checkpoint: Any) -> None:
+        fresh = {name: p.detach().clone() for name, p in trainer.session.policy.trainable().items()}
+        state = trainer.objective.state_dict()
+        restore(trainer, checkpoint)
+        if part == "optimizer":
+            trainer.optimizer.optimizer.state.clear()
+        elif part == "objective":
+            trainer.objective.load_state_dict(state)
+        elif part == "iteration":
+            trainer.iteration -= 1
+        else:
+            with torch.no_grad():
+                for name, p in trainer.session.policy.trainable().items():
+                    p.copy_(fresh[name])
+
+    monkeypatch.setattr(loop, "restore_training", forgetful)
+    assert metrics(run(tmp_path / "broken")) != metrics(unbroken)
+
+
+def test_the_same_configuration_gives_the_same_metrics(tmp_path: Path) -> None:
+    assert metrics(run(tmp_path / "one")) == metrics(run(tmp_path / "two"))
+
+
+def test_another_seed_gives_other_metrics(tmp_path: Path) -> None:
+    other = run(tmp_path / "two", train={"iterations": 5, "samples": 16, "seed": 4, "threads": 1})
+    assert metrics(run(tmp_path / "one")) != metrics(other)
+
+
+def test_resuming_with_another_model_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, iterations=2)
+    with pytest.raises(CheckpointError, match="resume with the model"):
+        run(tmp_path, model=LORA)
+
+
+def test_resuming_a_finished_run_leaves_it_as_it_is(tmp_path: Path) -> None:
+    before = metrics(run(tmp_path))
+    assert metrics(run(tmp_path)) == before
+
+
+def test_two_processes_resume_to_the_same_metrics(tmp_path: Path) -> None:
+    def launch(folder: str, *arguments: str) -> int:
+        script = Path(__file__).with_name("two_process_run.py")
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+        command += [str(ROOT / "launch/accelerate/cpu2.yaml"), "--main_process_port", "0"]
+        done = subprocess.run(
+            [*command, str(script), str(tmp_path / folder), *arguments],
+            capture_output=True,
+            timeout=300,
+            cwd=ROOT,
+            check=False,
+        )
+        return done.returncode
+
+    assert launch("unbroken") == 0
+    assert launch("broken", "10") != 0
+    assert launch("broken") == 0
+    unbroken, resumed = tmp_path / "unbroken/a", tmp_path / "broken/a"
+    assert json.loads((resumed / "run.json").read_text())["world_size"] == 2
+    assert metrics(resumed) == metrics(unbroken)
+    one, other = final_state(resumed), final_state(unbroken)
+    assert all(torch.equal(one[name], other[name]) for name in one)
