@@ -182,6 +182,8 @@ def test_outputs_are_float32_under_autocast(weights):
 @torch.no_grad()
 def test_the_float32_copy_shares_nothing(lora):
     policy = build_policy(ModelSection(dtype="bfloat16", lora=lora), 1.0, CPU, builders.gpt2())
+    coarse = Policy(builders.gpt2().bfloat16()).in_float32()
+    assert {p.dtype for p in coarse._frozen[0].parameters()} == {torch.float32}
     copy = policy.in_float32()
     ours = [*policy.parameters(), *policy.buffers()]
     theirs = [*copy.parameters(), *copy.buffers()]
@@ -232,7 +234,9 @@ def test_gradient_checkpointing_changes_no_sample():
         section = ModelSection(dtype="float32", gradient_checkpointing=checkpointing)
         policy = build_policy(section, 1.0, CPU, oracle.language_model())
         engine = builders.engine(policy, max_new_tokens=7)
-        return engine.generate(builders.prompt_batch(), 50, builders.seeded())
+        rollout = engine.generate(builders.prompt_batch(), 50, builders.seeded())
+        assert policy.lm.training == checkpointing  # as before, or training would not checkpoint
+        return rollout
 
     plain, checkpointed = sampled(False), sampled(True)
     assert checkpointed.response_ids.tolist() == plain.response_ids.tolist()
@@ -253,6 +257,17 @@ def test_the_value_head_starts_small():
     head = Policy(oracle.language_model(hidden=256), reference="none").value_head
     assert head.bias.item() == 0.0
     assert head.weight.std().item() == pytest.approx(1 / 257, rel=0.2)
+
+
+@pytest.mark.parametrize("lora", [None, LoraSection(r=2)])
+def test_the_reference_has_no_gradients(lora):
+    policy = build_policy(
+        ModelSection(dtype="float32", lora=lora), 1.0, CPU, oracle.language_model()
+    )
+    sample = one_sample([0, 2], [1, 3])
+    with policy.reference() as reference:
+        assert not any(x.requires_grad for x in reference(*sample).values())
+    assert all(x.requires_grad for x in policy(*sample).values())
 
 
 def test_a_policy_without_a_reference_says_so():

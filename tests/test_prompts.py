@@ -9,6 +9,7 @@ import oracle
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 
 from rlalign.config import ConfigError
 from rlalign.prompts import encode, load_prompts, scheduled, shuffled
@@ -55,6 +56,7 @@ def test_the_order_does_not_depend_on_where_one_starts_or_how_much_one_takes():
 def test_seeds_have_orders_of_their_own():
     orders = [tuple(scheduled(20, seed, 0, 20)) for seed in range(4)]
     assert len(set(orders)) == 4
+    assert shuffled(20, seed=0, epoch=1) != shuffled(20, seed=1, epoch=0)
 
 
 def test_what_is_held_out_is_not_trained_on_and_does_not_change():
@@ -85,8 +87,10 @@ def test_columns_and_rows_stay_together_in_a_batch(tmp_path):
     assert batch.columns == {"topic": [None, "x"], "number": [3, 1]}
     assert batch.prompt_ids.tolist() == [[oracle.EOS, 4, 0], [0, 1, 2]]
     assert batch.prompt_mask.tolist() == [[False, True, True], [True, True, True]]
-    one = batch.rows(batch.prompt_mask.new_zeros(1, dtype=int))
-    assert one.prompt_ids.tolist() == [[4, 0]] and one.columns["number"] == [3]
+    turned = batch.rows(torch.tensor([1, 0]))
+    assert turned.texts == ["a b c", "e a"] and turned.columns["number"] == [1, 3]
+    assert turned.prompt_ids.tolist() == [[0, 1, 2], [oracle.EOS, 4, 0]]
+    assert batch.rows(torch.tensor([0])).prompt_ids.tolist() == [[4, 0]]  # no idle column
 
 
 def test_a_line_separator_inside_a_string_does_not_end_the_line(tmp_path):
