@@ -1,11 +1,13 @@
 """Training from Python: the same runs, with functions, models and prompts in place of names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from rlalign import loop
 from rlalign.algorithms.ppo import PPO, PPORun, optimum_warnings
@@ -44,7 +46,7 @@ def train(
         prompts=prompts,
         overrides=overrides,
     )
-    with trainer.session:
+    with trainer.session, no_progress_bars():
         return loop.train(trainer, quiet=quiet)
 
 
@@ -61,21 +63,31 @@ def open_trainer(
 
     The arguments are those of `train`. Nothing is written to disk.
     """
-    changes = (
-        [f"{k}={v!r}" for k, v in overrides.items()]
-        if isinstance(overrides, Mapping)
-        else list(overrides)
-    )
-    if isinstance(model, str):
-        changes.append(f"model.name={model!r}")
-    settings = from_mapping(PPORun, config, changes, rewards_given=True)
+    if isinstance(model, str) and isinstance(overrides, Mapping):
+        overrides = {**overrides, "model.name": model}
+    elif isinstance(model, str):
+        overrides = [*overrides, f"model.name={model}"]
+    settings = from_mapping(PPORun, config, overrides, rewards_given=True)
     for line in optimum_warnings(settings):
         say(f"warning: {line}")
-    session = Session(
-        settings,
-        lm=model if isinstance(model, nn.Module) else None,
-        tokenizer=tokenizer,
-        prompts=prompts,
-        rewards=rewards,
-    )
-    return Trainer(session, PPO(settings, session.ranks.sum))
+    with no_progress_bars():
+        session = Session(
+            settings,
+            lm=model if isinstance(model, nn.Module) else None,
+            tokenizer=tokenizer,
+            prompts=prompts,
+            rewards=rewards,
+        )
+    return Trainer(session, PPO(settings))
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Within it transformers shows no bars for loading and saving; after it, as before."""
+    was_on = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            transformers_logging.enable_progress_bar()

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in optimum_warnings(config):
             say(f"warning: {line}")
         with Session(config) as session:
-            trainer = Trainer(session, PPO(config, session.ranks.sum))
+            trainer = Trainer(session, PPO(config))
             train(trainer, stem=config_stem(arguments, QUICKSTART))
         session.ranks.close()
 

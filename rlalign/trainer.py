@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlalign.exits import DivergedError
+from rlalign.masking import SumOverRanks
 from rlalign.policy import Policy, micro_batches
 from rlalign.scoring import score_given, score_rollout
 from rlalign.sections import RunConfig
@@ -27,6 +28,8 @@ class Objective(Protocol):
 
     `batch` is the algorithm's own dataclass; `rows(index)` cuts samples out of it.
     """
+
+    sum_over_ranks: SumOverRanks  # set by the trainer
 
     @property
     def kl_coef(self) -> float: ...  # beta of the target that is approached now
@@ -51,6 +54,7 @@ class Trainer:
 
     def __init__(self, session: Session, objective: Objective) -> None:
         self.session, self.objective = session, objective
+        objective.sum_over_ranks = session.ranks.sum
         self.iteration = 0  # finished iterations
         self.samples = 0
         self.optimizer_steps = 0

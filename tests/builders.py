@@ -161,7 +161,7 @@ def trainer(
     sections["train"] = {"samples": 16} | dict(sections["train"])
     sections["ppo"] = {"minibatches": 1} | dict(sections["ppo"])
     made = session(lm, rewards, prompts, **sections)
-    return Trainer(made, PPO(made.config, made.ranks.sum))  # type: ignore[arg-type]
+    return Trainer(made, PPO(made.config))  # type: ignore[arg-type]
 
 
 def parameters(module: nn.Module) -> dict[str, Tensor]:

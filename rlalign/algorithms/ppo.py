@@ -94,11 +94,11 @@ class PPOBatch:
 class PPO:
     """Maximises E[score] - beta KL(policy | reference) by clipped policy gradients and a critic."""
 
-    def __init__(self, config: PPORun, sum_over_ranks: SumOverRanks = one_rank) -> None:
+    def __init__(self, config: PPORun) -> None:
         check_kl(config.kl)
         self.config = config.ppo
         self.kl = config.kl
-        self.sum_over_ranks = sum_over_ranks
+        self.sum_over_ranks: SumOverRanks = one_rank  # the trainer puts its own processes' here
         self.budget = config.optim.micro_batch_tokens or 8192
         self.controller = KLController(config.kl)
         self.scale = RunningScale() if config.score.normalize else None
