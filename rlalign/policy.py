@@ -109,7 +109,8 @@ class Policy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.value_head.weight.device
+        # The LM's, for a quantised LM is on its GPU before the value head is moved there.
+        return next(self.lm.parameters()).device
 
     def autocast(self) -> AbstractContextManager[Any]:
         if self.autocast_dtype is None:
