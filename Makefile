@@ -17,12 +17,13 @@ LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 \
 	--mixed_precision no --dynamo_backend no
 
 .DEFAULT_GOAL := help
-.PHONY: help ppo test prove env env-test models clean distclean
+.PHONY: help ppo test prove seeds env env-test models clean distclean
 
 help:
 	@echo 'make ppo        steer the embedded model with four rewards   (ARGS="--train.iterations=80")'
 	@echo 'make test       ruff, mypy and pytest                        (ARGS="-k gae" goes to pytest)'
 	@echo 'make prove      the slow proofs: learning curves, oracle over seeds'
+	@echo 'make seeds      the quickstart with three seeds, and its table of results'
 	@echo 'make env        only the environment of the job;  env-test: that of the tests'
 	@echo 'make models     only fetch and convert the embedded models'
 	@echo 'make clean      remove what builds and tools left;  distclean: .venv too'
@@ -40,6 +41,9 @@ test: env-test
 prove: env-test
 	@$(BIN)/python -m rewards.embedded > /dev/null
 	$(BIN)/python -m pytest -m prove $(ARGS)
+
+seeds: models
+	@$(BIN)/python experiments/three_seeds.py $(ARGS)
 
 models: env
 	@$(BIN)/python -m rewards.embedded > /dev/null

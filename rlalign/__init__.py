@@ -1,6 +1,11 @@
 """Align a language model's output distribution with readable rewards."""
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# OpenMP's threads spin while they wait for each other. Where another program wants a core too, one
+# spins for the other's whole time slice and a step takes ten times as long. Read when torch loads.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:
     from rlalign.api import open_trainer, train

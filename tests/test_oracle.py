@@ -1,0 +1,146 @@
+"""PPO reaches ref * exp(reward / beta), measured against all 97,656 responses to two prompts."""
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import oracle
+import pytest
+import torch
+
+from rlalign.algorithms.ppo import PPO, PPORun
+from rlalign.config import from_mapping
+from rlalign.policy import logprobs_only, tensors
+from rlalign.session import Session
+from rlalign.trainer import Trainer
+
+ITERATIONS, SAMPLES = 380, 1024  # 389,120 samples
+SEEDS = (0, 1, 2)
+LR = 1e-3
+CASES = {
+    "sparse-1": (oracle.sparse, 1.0),
+    "sparse-3": (oracle.sparse, 3.0),
+    "sparse-10": (oracle.sparse, 10.0),
+    "dense-20": (oracle.dense, 20.0),
+}
+
+
+def session_of(reward: oracle.Reward, r_over_beta: float, seed: int) -> Session:
+    settings = oracle.config(
+        kl={"coef": 1.0 / r_over_beta},
+        train={"iterations": ITERATIONS, "samples": SAMPLES, "seed": seed},
+        optim={"schedule": "cosine", "betas": [0.9, 0.999]},
+        ppo={
+            "epochs": 1,
+            "minibatches": 1,
+            "lr": LR,
+            "value_lr": 3e-3,
+            "gae_lambda": 1.0,
+            "value_clip": None,
+        },
+    )
+    return Session(
+        from_mapping(PPORun, settings, rewards_given=True),
+        lm=oracle.language_model(),
+        tokenizer=oracle.tokenizer(),
+        prompts=list(oracle.PROMPTS),
+        rewards=[reward],
+    )
+
+
+def ppo(reward: oracle.Reward, r_over_beta: float, seed: int) -> oracle.Distance:
+    session = session_of(reward, r_over_beta, seed)
+    trainer = Trainer(session, PPO(session.config))  # type: ignore[arg-type]
+    for _ in range(ITERATIONS):
+        trainer.step(trainer.generate())
+    assert trainer.samples == ITERATIONS * SAMPLES
+    return oracle.distances(session.policy, reward, r_over_beta)
+
+
+def policy_gradient(reward: oracle.Reward, r_over_beta: float, seed: int) -> oracle.Distance:
+    """The plain baseline: REINFORCE on score - beta KL with the other samples' mean subtracted."""
+    session = session_of(reward, r_over_beta, seed)
+    trainer = Trainer(session, PPO(session.config))  # type: ignore[arg-type]
+    optimizer = torch.optim.Adam(session.policy.lm.parameters(), fused=True)
+    for iteration in range(ITERATIONS):
+        trainer.iteration = iteration
+        rate = LR * 0.5 * (1.0 + math.cos(math.pi * iteration / ITERATIONS))
+        scored = trainer.score(trainer.generate())
+        logprobs = session.policy(*tensors(scored.rollout), logprobs_only)["logprobs"].sum(1)
+        kl = logprobs.detach() - scored.ref_logprobs.sum(1)
+        gain = scored.score - kl / r_over_beta
+        prompt = scored.rollout.prompts.prompt_mask.sum(1)  # the two prompts differ in length
+        advantage = torch.zeros_like(gain)
+        for length in prompt.unique():
+            same = prompt == length
+            n = same.sum()
+            advantage[same] = (gain[same] - gain[same].mean()) * n / (n - 1)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        (-(advantage * logprobs).mean()).backward()
+        optimizer.step()
+    return oracle.distances(session.policy, reward, r_over_beta)
+
+
+def test_enumeration_is_complete() -> None:
+    policy = session_of(oracle.sparse, 1.0, 0).policy
+    assert len(oracle.all_sequences().texts) == 97_656
+    for prompt in oracle.PROMPTS:
+        logprobs = oracle.sequence_logprobs(policy, oracle.tokenizer()(prompt)["input_ids"])
+        assert float(logprobs.exp().sum()) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_base_rate_of_the_sparse_reward_is_about_8_percent() -> None:
+    distance = oracle.distances(session_of(oracle.sparse, 1.0, 0).policy, oracle.sparse, 1.0)
+    assert 0.06 < distance.base_rate < 0.10
+    assert distance.total_variation > 0.05  # an untrained policy fails what follows
+
+
+def test_ppo_reaches_the_target_distribution() -> None:
+    distance = ppo(oracle.sparse, 1.0, seed=0)
+    assert distance.total_variation <= 0.025
+    assert distance.reverse_kl <= 0.003
+
+
+@pytest.mark.prove
+def test_ppo_reaches_the_target_distribution_for_the_median_seed() -> None:
+    found = [measured("ppo", ppo, "sparse-1", seed) for seed in SEEDS]
+    assert statistics.median(d.total_variation for d in found) <= 0.025
+    assert statistics.median(d.reverse_kl for d in found) <= 0.003
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("case", CASES)
+def test_ppo_is_no_worse_than_a_plain_policy_gradient(case: str) -> None:
+    ours = [measured("ppo", ppo, case, seed).reverse_kl for seed in SEEDS]
+    theirs = [measured("baseline", policy_gradient, case, seed).reverse_kl for seed in SEEDS]
+    error = statistics.stdev(theirs) / math.sqrt(len(theirs))
+    assert statistics.mean(ours) <= statistics.mean(theirs) + error
+
+
+Method = Callable[[oracle.Reward, float, int], oracle.Distance]
+
+
+def measured(name: str, method: Method, case: str, seed: int) -> oracle.Distance:
+    """A case's distances; with RLALIGN_ORACLE_LOG set, kept in that file, a row each."""
+    log = os.environ.get("RLALIGN_ORACLE_LOG")
+    key = {"method": name, "case": case, "seed": seed}
+    rows = (
+        [json.loads(r) for r in Path(log).read_text().splitlines()]
+        if log and Path(log).exists()
+        else []
+    )
+    for row in rows:
+        if {k: row[k] for k in key} == key:
+            return oracle.Distance(**row["distance"])
+    reward, r_over_beta = CASES[case]
+    distance = method(reward, r_over_beta, seed)
+    if log:
+        with Path(log).open("a") as file:
+            file.write(json.dumps(key | {"distance": asdict(distance)}) + "\n")
+    return distance
