@@ -150,19 +150,20 @@ class _Run:
         return self.after
 
     def _finish(self) -> Result:
-        folder = self.folder
-        if self.session.config.eval.every and self.after is None:
+        folder, config = self.folder, self.session.config
+        if config.eval.every and self.after is None:
             self.after = evaluate(self.session, self.coef)  # resumed at its end
         self.session.ranks.wait()
         if self.is_main:
             save_model(self.session, folder.model)
             write_model_card(
                 folder.model,
-                self.session.config,
+                config,
                 self.before,
                 self.after,
                 self.trainer.iteration,
                 self.coef,
+                [name for name in self.session.reward_set.names if name not in config.rewards],
             )
             self._draw()
             self.view.final(folder, self.before, self.after)

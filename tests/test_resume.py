@@ -1,8 +1,11 @@
 """A run that stops and goes on is the run that never stopped."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +148,7 @@ def test_resuming_a_finished_run_leaves_it_as_it_is(tmp_path: Path) -> None:
 
 def test_two_processes_resume_to_the_same_metrics(tmp_path: Path) -> None:
     def launch(folder: str, *arguments: str) -> int:
-        script = Path(__file__).with_name("two_process_run.py")
+        script = Path(__file__).with_name("launched_run.py")
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
         command += [str(ROOT / "launch/accelerate/cpu2.yaml"), "--main_process_port", "0"]
         done = subprocess.run(
@@ -165,3 +168,27 @@ def test_two_processes_resume_to_the_same_metrics(tmp_path: Path) -> None:
     assert metrics(resumed) == metrics(unbroken)
     one, other = final_state(resumed), final_state(unbroken)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_sigterm_saves_and_ends_with_143(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("launched_run.py")
+    environment = os.environ | {"ITERATIONS": "500"}
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    rows = tmp_path / "a/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (rows.exists() and len(rows.read_text().splitlines()) > 3):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "--run.resume=auto" in stderr.strip().splitlines()[-1]
+    written = json.loads((tmp_path / "a/run.json").read_text())
+    assert (written["status"], written["exit_code"]) == ("preempted", 143)
+    last = metrics(tmp_path / "a")[-1]["iteration"]
+    assert (tmp_path / f"a/checkpoints/step-{last:06d}/manifest.json").is_file()

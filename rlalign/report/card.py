@@ -31,16 +31,18 @@ def write_model_card(
     after: Evaluation | None,
     iterations: int,
     kl_coef: float | None = None,
+    functions: Sequence[str] = (),
 ) -> Path:
     """Write `folder/README.md`, a Hugging Face model card in Markdown.
 
-    `kl_coef` is where the coefficient ended, if it was adapted. Text that people or models wrote
-    is escaped, so that none of it acts on the page.
+    `kl_coef` is where the coefficient ended, if it was adapted; `functions` names the rewards that
+    were given as Python functions. Text that people or models wrote is escaped, so that none of it
+    acts on the page.
     """
     parts = [
         _front_matter(config),
         _introduction(config, iterations),
-        _rewards(config),
+        _rewards(config, functions),
         _target(config, kl_coef),
     ]
     if before is not None and after is not None:
@@ -87,7 +89,7 @@ def _introduction(config: RunConfig, iterations: int) -> str:
     )
 
 
-def _rewards(config: RunConfig) -> str:
+def _rewards(config: RunConfig, functions: Sequence[str]) -> str:
     rows = []
     for name, entry in config.rewards.items():
         weight = entry.get("weight", 1.0)
@@ -98,6 +100,7 @@ def _rewards(config: RunConfig) -> str:
         )
         cells = (name, str(entry.get("kind", "")), _cut(text), f"{weight:g}")
         rows.append([escape_markdown(cell) for cell in cells])
+    rows += [[escape_markdown(name), "a Python function", "", "1"] for name in functions]
     table = _table(["reward", "kind", "parameters", "weight"], rows)
     return f"## Rewards\n\n{table}\n\nA weight of 0 makes a reward a mere measurement."
 
@@ -195,6 +198,8 @@ def _how_to_load(config: RunConfig) -> str:
     if config.model.lora:
         load = "from peft import AutoPeftModelForCausalLM as Model"
         note = (
+            "\n\nAn adapter's own generation settings are not read by themselves: "
+            "`model.generation_config = GenerationConfig.from_pretrained(folder)`."
             "\n\nThe base model is fetched from where `adapter_config.json` says; change "
             "`base_model_name_or_path` there if it lies elsewhere."
         )
