@@ -1,5 +1,6 @@
 """The composition root: a configuration becomes live objects, the cheap checks first."""
 
+import hashlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -94,7 +95,7 @@ class Session:
             path, setting = section.eval_path, "prompts.eval_path"
             return everything, load_prompts(section, self.tokenizer, limit, path, setting)
         train, held_out = everything.split(section.eval_fraction, seed)
-        # With nothing held out, the yardstick reads the training prompts, and says so in its name.
+        # With nothing held out, the yardstick reads the training prompts.
         return train, held_out if len(held_out) else train
 
     def _longest_prompt(self, lm: nn.Module | None) -> int | None:
@@ -127,14 +128,15 @@ class Session:
 
     # -- randomness and order ------------------------------------------------------------------
 
-    def generator(self, purpose: str, step: int) -> torch.Generator:
-        """A generator that depends on seed, purpose, step and rank, and on nothing before it.
+    def generator(self, purpose: str, step: int, draw: int = 0) -> torch.Generator:
+        """A generator that depends on seed, purpose, step, draw and rank, on nothing before it.
 
         So there is no generator state to save: a resumed run draws what an unbroken one would.
         """
-        purposes = ("generate", "minibatches", "evaluate", "user")
-        mixed = (self.config.train.seed * 1009 + step) * 8 + purposes.index(purpose)
-        return torch.Generator().manual_seed(mixed * 4099 + self.ranks.rank)
+        # Hashed, because sums and products would let one seed's late steps be another's early ones.
+        name = f"{self.config.train.seed}/{purpose}/{step}/{draw}/{self.ranks.rank}"
+        digest = hashlib.sha256(name.encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
     def prompt_batch(self, iteration: int) -> PromptBatch:
         """This rank's prompts of an iteration: its slice of the one global order."""

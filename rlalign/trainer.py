@@ -59,6 +59,7 @@ class Trainer:
         self.samples = 0
         self.optimizer_steps = 0
         self.skipped_in_a_row = 0
+        self._draws = 0  # calls of generate since the last step
         policy, optim = session.policy, session.config.optim
         head = [p for p in policy.value_head.parameters()]
         lm = [p for p in policy.lm.parameters() if p.requires_grad]
@@ -88,7 +89,9 @@ class Trainer:
             prompts = session.encode(prompts)
         session.engine.sync(session.policy, self.optimizer_steps)
         n = session.config.sampling.samples_per_prompt if n is None else n
-        return session.engine.generate(prompts, n, session.generator("generate", self.iteration))
+        generator = session.generator("generate", self.iteration, self._draws)
+        self._draws += 1
+        return session.engine.generate(prompts, n, generator)
 
     def score(self, rollout: Rollout) -> ScoredRollout:
         """The rollout with its rewards and the reference's log-probabilities."""
@@ -128,6 +131,7 @@ class Trainer:
         with clock("update"):
             stats |= self._update(batch)
         self.iteration += 1
+        self._draws = 0
         self.samples += len(scored) * self.session.ranks.size
         self.objective.after_iteration(len(scored) * self.session.ranks.size)
         return stats
