@@ -32,6 +32,8 @@ from rlalign.types import LossOutput, Norm, Rollout, ScoredRollout
 
 
 class PPOSection(Section):
+    """Proximal policy optimisation: how the samples of an iteration become updates."""
+
     epochs: Positive = Field(2, description="passes over the samples of an iteration")
     minibatches: Positive = Field(4, description="optimiser steps in an epoch")
     lr: PositiveFloat = Field(1e-4, description="peak learning rate of the language model")
@@ -65,6 +67,8 @@ class PPOSection(Section):
 
 
 class PPORun(RunConfig):
+    """A run of PPO: the shared sections and its own."""
+
     ppo: PPOSection = PPOSection()
 
 
