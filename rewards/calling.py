@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from rewards.contract import Loads, Reward, RewardConfigError, RewardError, Score, Span, brief
+from rewards.contract import (
+    Loads,
+    Reward,
+    RewardConfigError,
+    RewardError,
+    Score,
+    Span,
+    brief,
+    described,
+)
 from rewards.entries import RewardEntry
 from rewards.spec import RewardSpec
 
@@ -23,7 +32,7 @@ class Failure:
     """Why one sample has no value."""
 
     reason: str
-    cause: Exception | None = None
+    cause: BaseException | None = None
 
 
 @dataclass(frozen=True)
@@ -54,11 +63,17 @@ class BuiltReward:
             self._function.load()
         except RewardConfigError as error:
             raise error.within(f"rewards.{self.entry.name}") from error
+        except SystemExit as error:
+            raise RewardConfigError(
+                f"rewards.{self.entry.name} ({self.spec.kind}, {self.spec.source}) cannot be "
+                f"loaded: {described(error)}"
+            ) from error
 
     def values(self, data: Columns, *, use_cache: bool = True) -> tuple[list[Value], int]:
         """A value for each sample, and how many of them failed and became None.
 
-        `data` holds the completions and every other column, whatever the reward reads of them.
+        `data` holds the completions and every other column, whatever the reward reads of them;
+        RewardConfigError where it lacks one that the reward needs.
         """
         batch = Batch(data["completions"], self._select(data))
         keys = self._keys(batch) if use_cache else [None] * len(batch.texts)
@@ -88,7 +103,7 @@ class BuiltReward:
             return data
         for name, optional in signature.data.items():
             if name not in data and not optional:
-                raise RewardError(
+                raise RewardConfigError(
                     f"reward '{self.entry.name}' needs the column '{name}'; the data has: "
                     f"{', '.join(sorted(data))}"
                 )
@@ -107,12 +122,12 @@ class BuiltReward:
             returned = self._call(batch, wanted)
         except RewardConfigError as error:
             raise error.within(f"rewards.{self.entry.name}") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # sys.exit would end the run with its code
             return self._one_by_one(batch, wanted, error)
         return self._checked(returned, batch, wanted)
 
     def _one_by_one(
-        self, batch: Batch, wanted: Sequence[int], error: Exception
+        self, batch: Batch, wanted: Sequence[int], error: BaseException
     ) -> list[Value | Failure]:
         """The batch call raised: find the samples that are to blame."""
         results: list[Value | Failure] = []
@@ -121,13 +136,13 @@ class BuiltReward:
                 results += self._checked(self._call(batch, [i]), batch, [i])
             except RewardError:
                 raise
-            except Exception as alone:
-                results.append(Failure(f"raised {_described(alone)}", alone))
+            except (Exception, SystemExit) as alone:
+                results.append(Failure(f"raised {described(alone)}", alone))
                 if self.entry.on_error == "raise":
                     break
         if not any(isinstance(result, Failure) for result in results):
             raise RewardError(
-                f"{self.label} raised {_described(error)} on {len(wanted)} samples, though on none "
+                f"{self.label} raised {described(error)} on {len(wanted)} samples, though on none "
                 "of them alone"
             ) from error
         failed = [Failure("was not tried")] * (len(wanted) - len(results))
@@ -214,10 +229,6 @@ def _as_float(item: Real) -> float:
         return float(item)
     except OverflowError:
         return math.inf
-
-
-def _described(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _key(values: Sequence[Any]) -> Hashable:

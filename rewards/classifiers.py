@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -209,13 +210,17 @@ def _loading(model: str) -> Iterator[str]:
     from rewards import embedded
     from rewards.embedded import converters
 
-    path = str(embedded.path(model)) if embedded.is_embedded(model) else model
+    choices = f"give an embedded model ({', '.join(embedded.names())}), a hub id or a directory"
+    path = str(embedded.path(model)) if embedded.is_embedded(model) else os.path.expanduser(model)
+    # A hub id has one slash at most.
+    is_local = model.startswith((".", "/", "~")) or model.count("/") > 1
+    if is_local and not os.path.isdir(path):
+        raise RewardConfigError(f"model={model!r}: there is no such directory; {choices}")
     try:
         with converters.quiet_transformers():
             yield path
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise RewardConfigError(
-            f"model={model!r} cannot be loaded ({type(error).__name__}: {reason}); give an "
-            f"embedded model ({', '.join(embedded.names())}), a hub id or a local directory"
+            f"model={model!r} cannot be loaded ({type(error).__name__}: {reason}); {choices}"
         ) from error

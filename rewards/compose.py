@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rewards import registry, schema
 from rewards.calling import BuiltReward, Columns, Value
-from rewards.contract import RewardConfigError, RewardError, Score, Span
+from rewards.contract import RewardConfigError, RewardError, Score, Span, described
 from rewards.entries import RewardEntry, check_names, parse_entries
 from rewards.spec import RewardSpec
 
@@ -88,7 +88,10 @@ class RewardSet:
         completions: Sequence[str],
         columns: Columns = _NO_COLUMNS,
     ) -> RewardOutput:
-        """Score B completions; every column holds B values. Raises RewardError."""
+        """Score B completions; every column holds B values.
+
+        Raises RewardError, or RewardConfigError where a column is missing.
+        """
         return self._score(prompts, completions, columns, use_cache=True)
 
     def probe(self, prompts: Sequence[str] = ("",), columns: Columns = _NO_COLUMNS) -> RewardOutput:
@@ -190,7 +193,7 @@ def _build(entry: RewardEntry, spec: RewardSpec) -> Any:
         return spec.build(params)
     except RewardConfigError as error:
         raise error.within(where) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RewardConfigError(
-            f"{where} ({spec.kind}, {spec.source}) cannot be built: {type(error).__name__}: {error}"
+            f"{where} ({spec.kind}, {spec.source}) cannot be built: {described(error)}"
         ) from error

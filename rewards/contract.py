@@ -69,6 +69,11 @@ class Loads(Protocol):
     def load(self) -> None: ...
 
 
+def described(error: BaseException) -> str:
+    """`ValueError: why`, or the type alone where it says nothing."""
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
 def brief(value: object, limit: int = 120) -> str:
     """`repr`, so that control characters show, with the middle left out where it is long."""
     text = repr(value)

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, TypeVar, overload
 
 from rewards import schema
-from rewards.contract import RewardConfigError
+from rewards.contract import RewardConfigError, described
 from rewards.schema import Description, nearest
 from rewards.spec import Bounds, RewardSpec, read, read_plain, source_of
 
@@ -171,8 +171,7 @@ def _run_file(module: ModuleType, code: bytes, shown: str | Path) -> None:
         ) from error
     except BaseException as error:
         raise RewardConfigError(
-            f"reward file '{shown}' failed at line {_line_within(error, file)}: "
-            f"{type(error).__name__}: {error}"
+            f"reward file '{shown}' failed at line {_line_within(error, file)}: {described(error)}"
         ) from error
 
 
@@ -207,10 +206,12 @@ def _spec(
 
 
 def _refuse_async(target: Callable[..., Any]) -> None:
+    target = target.func if isinstance(target, partial) else target
     call = target if inspect.isfunction(target) else getattr(target, "__call__", None)  # noqa: B004
     if inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(call):
+        name = getattr(target, "__name__", type(target).__name__)
         raise RewardConfigError(
-            f"{target!r} ({source_of(target)}) is async; rewards are plain functions"
+            f"{name} ({source_of(target)}) is async; rewards are plain functions: write `def`"
         )
 
 
@@ -234,9 +235,8 @@ def _load_plugins() -> None:
     for point in entry_points(group="rlalign.rewards"):
         try:
             point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             warnings.warn(
-                f"the reward plug-in {point.name} ({point.value}) was left out: "
-                f"{type(error).__name__}: {error}",
+                f"the reward plug-in {point.name} ({point.value}) was left out: {described(error)}",
                 stacklevel=2,
             )

@@ -204,13 +204,13 @@ def _read_parameters(
                 f"{where}: the parameter name '{name}' is reserved, as are "
                 f"{', '.join(other for other in RESERVED if other != name)}"
             )
+        if parameter.kind is _POSITIONAL:
+            data[name] = parameter.default is not empty
+            continue
         if name not in hints:
             raise RewardConfigError(
                 f"{where}: parameter '{name}' has no annotation; its type is the schema"
             )
-        if parameter.kind is _POSITIONAL:
-            data[name] = parameter.default is not empty
-            continue
         annotations[name] = hints[name]
         if parameter.default is not empty:
             defaults[name] = parameter.default

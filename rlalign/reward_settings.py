@@ -35,7 +35,7 @@ def settle_rewards(
     `declared` are the names before overrides: an override of another name without a kind is
     taken for a misspelling.
     """
-    _load_files(mapping.get("reward_files"), problems)
+    all_loaded = _load_files(mapping.get("reward_files"), problems)
     entries = mapping.setdefault("rewards", {})
     if isinstance(entries, list):
         mapping["rewards"] = {}
@@ -58,18 +58,21 @@ def settle_rewards(
             problems.add(path, unknown_reward(name, declared))
         elif "kind" not in entry:
             problems.add(path, f"rewards.{name}.kind is missing; see `rlalign rewards list`")
-        else:
+        elif all_loaded or _is_known(entry["kind"]):  # else a file that failed may define it
             _settle_entry(name, entry, texts, problems)
     if not entries and not rewards_given:
         problems.add(["rewards"], EMPTY)
 
 
-def _load_files(files: Any, problems: Problems) -> None:
+def _load_files(files: Any, problems: Problems) -> bool:
+    """Whether every file was there and registered its rewards."""
     if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
-        return  # absent, or a wrong type that validation reports
+        return not files  # absent, or a wrong type that validation reports
+    all_loaded = True
     for file in files:
         if not Path(file).is_file():
             problems.add(["reward_files", file], f"reward_files: no file {file!r} in {Path.cwd()}")
+            all_loaded = False
             continue
         from rewards import contract, registry
 
@@ -77,6 +80,14 @@ def _load_files(files: Any, problems: Problems) -> None:
             registry.load_file(file)
         except contract.RewardConfigError as error:
             problems.add(["reward_files", file], f"reward_files: {error}")
+            all_loaded = False
+    return all_loaded
+
+
+def _is_known(kind: Any) -> bool:
+    from rewards import registry
+
+    return not isinstance(kind, str) or kind in registry.kinds()
 
 
 def _settle_entry(name: str, entry: dict[str, Any], texts: Texts, problems: Problems) -> None:

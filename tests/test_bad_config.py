@@ -167,3 +167,21 @@ def test_a_reward_file_that_fails_is_explained_with_its_line(directory):
     assert str(caught.value) == (
         "reward_files: reward file 'mine.py' failed at line 2: ZeroDivisionError: division by zero"
     )
+
+
+@pytest.mark.parametrize("code", ["import sys\nsys.exit(3)\n", None])
+def test_kinds_that_a_failed_reward_file_may_define_are_not_called_unknown(directory, code):
+    if code is not None:
+        (directory / "mine.py").write_text(code)
+    argv = ["--config=base.yaml", "--reward_files=mine.py", "--rewards.x.kind=my.r", "--lr=1"]
+    with pytest.raises(ConfigError) as caught:
+        load_config(SmallRun, argv)
+    fault = (
+        f"no file 'mine.py' in {directory}"
+        if code is None
+        else "reward file 'mine.py' failed at line 2: SystemExit: 3"
+    )
+    assert sorted(str(caught.value).splitlines()) == [
+        "lr is unknown; did you mean ppo.lr?",
+        f"reward_files: {fault}",
+    ]

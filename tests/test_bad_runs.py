@@ -153,6 +153,7 @@ BODIES = [
     ("return [float('nan') for _ in completions]", f"returned nan for sample 0: {FIRST}"),
     ("raise ValueError('boom')", f"raised ValueError: boom for sample 0: {FIRST}"),
     ("return 'x' * len(completions)", "returned str 'xxxxxx'; a reward returns a list with a number or None for each sample"),
+    ("raise SystemExit(0)", f"raised SystemExit: 0 for sample 0: {FIRST}"),
     ("pass", "returned NoneType None; a reward returns a list with a number or None for each sample"),
 ]  # fmt: skip
 
@@ -169,7 +170,7 @@ def test_a_column_that_the_data_lacks_is_named(folder, monkeypatch, capsys):
     write_reward(folder, "completions: list[str], answer: list[str]", "return [1.0] * len(answer)")
     arguments = ["--reward_files=mine.py", "--rewards.mine.kind=my.reward"]
     line = "reward 'mine' needs the column 'answer'; the data has: completions, id, prompts"
-    ends_with(folder, monkeypatch, capsys, arguments, 5, line)
+    ends_with(folder, monkeypatch, capsys, arguments, 2, line)
 
 
 REWARD_FILES = [

@@ -1,10 +1,11 @@
 import math
+import sys
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from rewards import RewardError, RewardSet, Score, Span, reward
+from rewards import RewardConfigError, RewardError, RewardSet, Score, Span, reward
 from rewards.compose import RewardEntry
 
 pytestmark = pytest.mark.usefixtures("own_registry")
@@ -86,6 +87,44 @@ def test_a_reward_that_raises_is_named_with_the_sample_at_fault():
     assert "reward 'picky' (picky, tests/rewards/test_calling.py:" in str(caught.value)
     assert str(caught.value).endswith("raised ZeroDivisionError: division by zero for sample 2: ''")
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_a_reward_that_exits_does_not_end_the_process():
+    def leaves(completions):
+        return [sys.exit(3) if text == "bb" else 1.0 for text in completions]
+
+    with pytest.raises(
+        RewardError, match=r"test_calling\.py:\d+\) raised SystemExit: 3 for .*'bb'"
+    ):
+        RewardSet([], [leaves])([""] * 2, ["a", "bb"])
+
+
+def test_an_interrupt_in_a_reward_stays_one():
+    def interrupted(completions):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        RewardSet([], [interrupted])([""], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("leaves", "what"), [("built", "built: SystemExit"), ("loaded", "loaded: SystemExit")]
+)
+def test_a_class_that_exits_before_training_is_named(leaves, what):
+    @reward("own.leaving")
+    class Leaving:
+        def __init__(self) -> None:
+            if leaves == "built":
+                sys.exit()
+
+        def load(self) -> None:
+            sys.exit()
+
+        def __call__(self, completions: list[str]) -> list[float]: ...
+
+    where = r"^rewards\.x \(own\.leaving, tests/rewards/test_calling\.py:\d+\) cannot be "
+    with pytest.raises(RewardConfigError, match=f"{where}{what}$"):
+        RewardSet([RewardEntry("x", "own.leaving")])
 
 
 def test_a_reward_that_fails_on_the_batch_alone_is_named():
@@ -199,7 +238,7 @@ def test_columns_are_filled_by_name():
     assert rewards.columns == {"topic"}
     out = rewards(["p", "p"], ["moon", "sun"], {"topic": ["moon", "moon"], "other": [1, 2]})
     assert out.score.tolist() == [1.0, 0.0]
-    with pytest.raises(RewardError) as caught:
+    with pytest.raises(RewardConfigError) as caught:
         rewards(["p"], ["moon"], {"other": [1]})
     assert str(caught.value) == (
         "reward 'x' needs the column 'topic'; the data has: completions, other, prompts"

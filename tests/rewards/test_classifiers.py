@@ -4,8 +4,10 @@ import math
 import numpy as np
 import pytest
 
-from rewards import RewardConfigError, classifiers
+from rewards import RewardConfigError, RewardSet, classifiers
 from rewards.classifiers import ReviewSentiment, SequenceClassifier, sigmoid, softmax
+from rewards.entries import RewardEntry
+from rewards.registry import check_params
 from rewards.style import Classifier, Readability, Sentiment
 from rewards.topic import Classifier as TopicClassifier
 from rewards.topic import Similarity
@@ -146,10 +148,24 @@ def test_a_model_without_a_trained_head_is_refused(classifier_directory, tmp_pat
 
 
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
-    with pytest.raises(RewardConfigError, match=r"model='.*' cannot be loaded \("):
-        Classifier(model=str(tmp_path / "nothing"), label=0).load()
-    with pytest.raises(RewardConfigError, match=r"model='.*' cannot be loaded \("):
-        Similarity(topic=["moon"], model=str(tmp_path / "nothing")).load()
+    with pytest.raises(RewardConfigError, match=r"^model='.*' cannot be loaded \("):
+        Classifier(model=str(tmp_path), label=0).load()
+    with pytest.raises(RewardConfigError, match=r"^model='.*' cannot be loaded \("):
+        Similarity(topic=["moon"], model=str(tmp_path)).load()
+
+
+@pytest.mark.parametrize("model", ["./nope", "~/nope", "/nope", "some/model/nope"])
+def test_a_model_directory_that_is_not_there_is_said_to_be_absent(model):
+    line = f"rewards.x.model={model!r}: there is no such directory; give an embedded model ("
+    for kind, params in (
+        ("style.classifier", {"label": 0}),
+        ("topic.similarity", {"topic": ["moon"]}),
+        ("topic.classifier", {"label": "a", "labels": ["a", "b"]}),
+        ("topic.classifier", {"label": "a", "backend": "sequence"}),
+    ):
+        with pytest.raises(RewardConfigError) as caught:
+            RewardSet([RewardEntry("x", kind, check_params(kind, {**params, "model": model}))])
+        assert str(caught.value).startswith(line)
 
 
 def test_models_are_loaded_once_a_device(classifier_directory):

@@ -172,14 +172,17 @@ def refused(message: str, **named):
 
 def test_unclear_signatures_are_refused():
     def swallows(completions: list[str], **kwargs: object) -> list[float]: ...
-    def bare(completions, *, n: int = 1) -> list[float]: ...
+    def bare(completions: list[str], *, n=1) -> list[float]: ...
     def reserved(completions: list[str], *, weight: float = 1.0) -> list[float]: ...
     def no_data(*, n: int = 1) -> list[float]: ...
     def dangling(completions: "Nowhere") -> list[float]: ...  # noqa: F821
     async def later(completions: list[str]) -> list[float]: ...
 
+    class Later:
+        async def __call__(self, completions: list[str]) -> list[float]: ...
+
     class Positional:
-        def __init__(self, n: int) -> None: ...
+        def __init__(self, n) -> None: ...
         def __call__(self, completions: list[str]) -> list[float]: ...
 
     class Dataless:
@@ -189,14 +192,24 @@ def test_unclear_signatures_are_refused():
         def __init__(self, *, n: int) -> None: ...
 
     refused(r"takes '\*\*kwargs'", f=swallows)
-    refused("parameter 'completions' has no annotation", f=bare)
+    refused("parameter 'n' has no annotation", f=bare)
     refused("parameter name 'weight' is reserved", f=reserved)
     refused("reads no data", f=no_data)
     refused("annotation names something unknown", f=dangling)
-    refused("is async", f=later)
+    refused(r"^later \(tests/rewards/test_registry\.py:\d+\) is async; ", f=later)
+    refused(r"^Later \(tests/rewards/test_registry\.py:\d+\) is async; ", f=Later)
+    with pytest.raises(RewardConfigError, match=r"^Later \(.* is async; "):
+        from_function(partial(Later()))
     refused("reads no data", f=Dataless)
     refused("positional parameter 'n'; configuration is keyword-only", f=Positional)
     refused("has no __call__", f=Uncallable)
+
+
+def test_data_need_no_annotations():
+    @reward("own.bare")
+    def bare(prompts, completions, answer=None, *, n: int = 1): ...
+
+    assert describe("own.bare").data == ("prompts", "completions", "answer")
 
 
 def test_the_json_schema_has_types_defaults_and_descriptions():
