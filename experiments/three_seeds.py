@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (0, 1, 2)
 SAMPLES = 200
-REWARDS = ("sky", "space", "cheerful", "length", "ending")
+REWARDS = ("light", "space", "cheerful", "length", "ending")
 JUDGE = "judge"
 
 

@@ -13,8 +13,9 @@ from rlalign import loop
 from rlalign.algorithms.ppo import PPO, PPORun, optimum_warnings
 from rlalign.config import from_mapping
 from rlalign.loop import Result
+from rlalign.runs import check_run
 from rlalign.session import RewardFunction, Session
-from rlalign.startup import say
+from rlalign.startup import is_rank_zero, say
 from rlalign.trainer import Trainer
 
 Config = PPORun | Mapping[str, Any] | str | Path | None
@@ -38,13 +39,11 @@ def train(
     or a causal LM with its `tokenizer`. `prompts`: texts, or rows with further columns.
     `overrides`: {"ppo.lr": 1e-5} or ["--ppo.lr=1e-5"]. Raises ConfigError before any long work.
     """
+    settings = resolve(config, model, overrides)
+    if is_rank_zero():
+        check_run(settings.run)
     trainer = open_trainer(
-        config,
-        rewards=rewards,
-        model=model,
-        tokenizer=tokenizer,
-        prompts=prompts,
-        overrides=overrides,
+        settings, rewards=rewards, model=model, tokenizer=tokenizer, prompts=prompts
     )
     with trainer.session, no_progress_bars():
         return loop.train(trainer, quiet=quiet)
@@ -63,11 +62,8 @@ def open_trainer(
 
     The arguments are those of `train`. Nothing is written to disk.
     """
-    if isinstance(model, str) and isinstance(overrides, Mapping):
-        overrides = {**overrides, "model.name": model}
-    elif isinstance(model, str):
-        overrides = [*overrides, f"model.name={model}"]
-    settings = from_mapping(PPORun, config, overrides, rewards_given=True)
+    settings = resolve(config, model, overrides)
+    objective = PPO(settings)
     for line in optimum_warnings(settings):
         say(f"warning: {line}")
     with no_progress_bars():
@@ -78,7 +74,18 @@ def open_trainer(
             prompts=prompts,
             rewards=rewards,
         )
-    return Trainer(session, PPO(settings))
+    return Trainer(session, objective)
+
+
+def resolve(
+    config: Config, model: str | nn.Module | None, overrides: Mapping[str, Any] | Sequence[str]
+) -> PPORun:
+    """The checked configuration; a model's name given beside it counts as an override."""
+    if isinstance(model, str) and isinstance(overrides, Mapping):
+        overrides = {**overrides, "model.name": model}
+    elif isinstance(model, str):
+        overrides = [*overrides, f"model.name={model}"]
+    return from_mapping(PPORun, config, overrides, rewards_given=True)
 
 
 @contextmanager

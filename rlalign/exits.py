@@ -23,7 +23,6 @@ class DivergedError(RuntimeError):
     """The gradient stopped being finite, step after step."""
 
 
-MEMORY = (MemoryError, torch.OutOfMemoryError)
 OURS = (
     EmbeddedError,
     ConfigError,
@@ -32,6 +31,7 @@ OURS = (
     CheckpointError,
     Preempted,
     DivergedError,
+    KeyboardInterrupt,
 )
 
 
@@ -52,7 +52,14 @@ def exit_code(error: BaseException) -> int:
         errno.EDQUOT,
         errno.EFBIG,
     )
-    return 4 if isinstance(error, (*MEMORY, EmbeddedError)) or is_full else 1
+    return 4 if is_out_of_memory(error) or isinstance(error, EmbeddedError) or is_full else 1
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; torch's CPU allocator says so in a plain RuntimeError."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def run_safely(job: Callable[[], None]) -> int:
@@ -60,7 +67,7 @@ def run_safely(job: Callable[[], None]) -> int:
     try:
         job()
     except (Exception, KeyboardInterrupt) as error:
-        if not isinstance(error, OURS):
+        if not isinstance(error, OURS) and not is_out_of_memory(error):
             traceback.print_exc()
         # A configuration is wrong on every rank alike; once is enough.
         if not isinstance(error, ConfigError) or os.environ.get("RANK", "0") == "0":
@@ -71,7 +78,7 @@ def run_safely(job: Callable[[], None]) -> int:
 
 def last_line(error: BaseException) -> str:
     """What went wrong and what to do about it."""
-    if isinstance(error, MEMORY):
+    if is_out_of_memory(error):
         return (
             "out of memory; lower optim.micro_batch_tokens or sampling.batch_size, or use "
             "model.lora or model.gradient_checkpointing"
@@ -79,5 +86,5 @@ def last_line(error: BaseException) -> str:
     if isinstance(error, Preempted):
         return f"{error}; go on with --run.resume=auto and the same --run.name"
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; go on from the last checkpoint with --run.resume=auto and --run.name"
+        return "interrupted; a named run goes on from its last checkpoint with --run.resume=auto"
     return str(error) or type(error).__name__

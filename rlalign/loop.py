@@ -20,7 +20,7 @@ from rlalign.checkpoint import (
     rewind,
     save_checkpoint,
 )
-from rlalign.config import ConfigError, resolved_yaml, to_flat
+from rlalign.config import ConfigError, from_mapping, resolved_yaml, to_flat
 from rlalign.evaluate import Evaluation, evaluate, sample_rows
 from rlalign.exits import Preempted, exit_code
 from rlalign.masking import masked_moments
@@ -183,6 +183,7 @@ class _Run:
         config, folder = self.session.config, self.folder
         if not self.is_main:
             return
+        self._warn_of_changes()
         folder.config_yaml.write_text(redact_text(resolved_yaml(config)), encoding="utf-8")
         folder.start(
             argv=command_line(),
@@ -193,6 +194,24 @@ class _Run:
         self.trackers = build_trackers(
             config.trackers, folder, to_flat(config), resolved_yaml(config), self.trainer.iteration
         )
+
+    def _warn_of_changes(self) -> None:
+        """Say which settings differ from those that the folder's run was begun with."""
+        config, file = self.session.config, self.folder.config_yaml
+        if not file.is_file():
+            return
+        try:
+            begun = to_flat(from_mapping(type(config), file, rewards_given=True))
+        except ConfigError:
+            begun = {}
+        now = to_flat(config)
+        changed = sorted(
+            key
+            for key in begun.keys() | now.keys()
+            if begun.get(key) != now.get(key) and not key.startswith(("run.", "train.iterations"))
+        )
+        if changed:
+            logger.warning("resumed with other settings than before: %s", ", ".join(changed))
 
     def _record(
         self,
@@ -218,6 +237,12 @@ class _Run:
         config, iteration = self.session.config, self.trainer.iteration
         metric = config.checkpoint.best
         value = evaluation.stats.get(metric) if evaluation and metric else None
+        if evaluation and metric and value is None and self.is_main:
+            logger.warning(
+                "checkpoint.best=%s is no metric of an evaluation; there are: %s",
+                metric,
+                ", ".join(evaluation.stats),
+            )
         is_best = value is not None and math.isfinite(value) and self._beats_best(value)
         every = config.checkpoint.every
         is_due = (every and iteration % every == 0) or iteration == config.train.iterations

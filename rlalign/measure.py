@@ -8,14 +8,16 @@ from pathlib import Path
 import torch
 from peft import PeftModel, set_peft_model_state_dict
 from peft.utils.save_and_load import load_peft_weights
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from rlalign.algorithms.ppo import PPORun
-from rlalign.checkpoint import load_checkpoint
+from rlalign.checkpoint import CheckpointError, load_checkpoint
 from rlalign.config import ConfigError, load_config
 from rlalign.evaluate import Evaluation, evaluate
 from rlalign.exits import run_safely
+from rlalign.models import first_line
 from rlalign.policy import Policy
 from rlalign.report.live import LiveView
 from rlalign.runs import RunFolder
@@ -42,13 +44,20 @@ def measure(target: Path, arguments: Sequence[str]) -> None:
     model = target / "model" if (target / "model").is_dir() else target
     settings = adapter_settings(model, config)
     with Session(settings) as session:
-        load_trained(session.policy, model)
+        try:
+            load_trained(session.policy, model)
+        except (SafetensorError, OSError, KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"{model} holds no weights that fit model.name={settings.model.name}: "
+                f"{first_line(error)}"
+            ) from error
         coef = settings.kl.coef
         before = evaluate(session, coef, of_reference=True)
         after = evaluate(session, coef)
     view = LiveView(0, list(session.reward_set.names), quiet=False)
     view.final(RunFolder(target), before, after)
     write(target / "eval.json", before, after)
+    print(f"eval.json    {target / 'eval.json'}")
 
 
 def write(path: Path, before: Evaluation, after: Evaluation) -> None:

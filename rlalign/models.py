@@ -1,5 +1,6 @@
 """Loading a causal LM and its tokenizer: by embedded name, hub id or directory."""
 
+import difflib
 import importlib.util
 import json
 from pathlib import Path
@@ -49,6 +50,11 @@ def locate(model: ModelSection) -> str:
     path = Path(model.name).expanduser()
     looks_local = model.name.startswith((".", "/", "~")) or path.exists()
     if not looks_local:
+        meant = difflib.get_close_matches(model.name, embedded.names(), n=1, cutoff=0.75)
+        if meant:
+            raise ConfigError(
+                f"model.name={model.name!r} is no embedded model; did you mean {meant[0]!r}?"
+            )
         return model.name
     if not path.is_dir():
         raise ConfigError(f"model.name={model.name}: there is no such directory")

@@ -8,8 +8,9 @@ from rlalign.config import load_config
 from rlalign.exits import run_safely
 from rlalign.loop import train
 from rlalign.ranks import die_with_launcher
+from rlalign.runs import check_run
 from rlalign.session import Session
-from rlalign.startup import config_stem, quiet_libraries, say
+from rlalign.startup import config_stem, is_rank_zero, quiet_libraries, say
 from rlalign.trainer import Trainer
 
 QUICKSTART = "experiments/quickstart.yaml"
@@ -23,8 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(PPORun, arguments, default=QUICKSTART)
         for line in optimum_warnings(config):
             say(f"warning: {line}")
+        objective = PPO(config)
+        if is_rank_zero():
+            check_run(config.run)
         with Session(config) as session:
-            trainer = Trainer(session, PPO(config))
+            trainer = Trainer(session, objective)
             train(trainer, stem=config_stem(arguments, QUICKSTART))
         session.ranks.close()
 

@@ -23,6 +23,10 @@ from rlalign.sections import RunSection
 
 logger = logging.getLogger(__name__)
 
+_HELD = (
+    "run.name={name!r}: {path} holds a run already; give --run.resume=auto to go on with it, "
+    "or another --run.name"
+)
 Status = Literal["running", "done", "failed", "preempted"]
 _WRITING = threading.Lock()
 PACKAGES = ("rlalign", "torch", "transformers", "trl", "accelerate", "peft")
@@ -124,6 +128,20 @@ class RunFolder:
         )
 
 
+def check_run(run: RunSection) -> None:
+    """Refuse what `open_run` would, before a model is loaded, and a checkpoint that is none."""
+    if run.resume not in ("never", "auto"):
+        checkpoint = Path(run.resume)
+        if not (checkpoint / "manifest.json").is_file():
+            raise ConfigError(
+                f"run.resume={run.resume!r}: there is no checkpoint; use never, auto, or a folder "
+                "such as runs/NAME/checkpoints/step-000010"
+            )
+    path = Path(run.dir) / run.name
+    if run.resume == "never" and run.name != "auto" and path.is_dir() and any(path.iterdir()):
+        raise ConfigError(_HELD.format(name=run.name, path=path))
+
+
 def open_run(run: RunSection, stem: str) -> RunFolder:
     """Make or reopen the folder of a run under `run.dir`.
 
@@ -152,10 +170,7 @@ def open_run(run: RunSection, stem: str) -> RunFolder:
         path.mkdir()
     goes_on = run.resume == "auto" or (checkpoint is not None and _is_of(checkpoint, path))
     if any(path.iterdir()) and not goes_on:
-        raise ConfigError(
-            f"run.name={run.name!r}: {path} holds a run already; give --run.resume=auto to go on "
-            "with it, or another --run.name"
-        )
+        raise ConfigError(_HELD.format(name=run.name, path=path))
     return RunFolder(path)
 
 

@@ -6,12 +6,13 @@ Each field's description is what `docs/configuration.md` and `rlalign config --s
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -91,7 +92,7 @@ class SamplingSection(Section):
         1.0, description="divides the logits everywhere: sampling, policy, reference, eval"
     )
     samples_per_prompt: Positive = Field(1, description="responses drawn for each prompt")
-    stop: list[str] = Field(
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
         [], description="a response ends, as finished, at the token that completes one of these"
     )
     batch_size: Positive | None = Field(
@@ -127,6 +128,14 @@ class ScoreSection(Section):
     clip: tuple[FiniteFloat, FiniteFloat] | None = Field(
         None, description="bounds of the weighted sum; part of the target"
     )
+
+    @field_validator("clip")
+    @classmethod
+    def _is_ordered(cls, clip: tuple[float, float] | None) -> tuple[float, float] | None:
+        if clip is not None and clip[0] >= clip[1]:
+            raise ValueError(f"the lower bound {clip[0]:g} is not below the upper, {clip[1]:g}")
+        return clip
+
     normalize: bool = Field(
         False, description="divide score and KL alike by the score's running standard deviation"
     )
@@ -138,7 +147,7 @@ class ScoreSection(Section):
 class OptimSection(Section):
     """AdamW, its schedule, and how much goes through the model at once."""
 
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moment decays")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.95), description="AdamW's moment decays")
     eps: PositiveFloat = Field(1e-8, description="AdamW's denominator term")
     weight_decay: NonNegativeFloat = Field(0.0, description="AdamW's decoupled weight decay")
     max_grad_norm: PositiveFloat | None = Field(1.0, description="clip the gradient; null: never")

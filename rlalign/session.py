@@ -54,6 +54,8 @@ class Session:
         self.longest_prompt = self._longest_prompt(lm)
         self.prompts, self.eval_prompts = self._load_prompts(prompts)
         self.reward_set = RewardSet(parse_entries(config.rewards), extra=list(rewards))
+        if not any(self.reward_set.weights):
+            logger.warning("every reward has weight 0: only the KL to the reference is optimised")
         self.reward_set.probe(
             [self.prompts.texts[0]], {n: c[:1] for n, c in self.prompts.columns.items()}
         )

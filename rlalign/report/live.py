@@ -42,11 +42,13 @@ class LiveView:
         self._iterations = iterations
         self._quiet = quiet
         stream = stream or sys.stdout
-        console = Console(file=stream, highlight=False, markup=False, emoji=False)
+        console = Console(
+            file=stream, highlight=False, markup=False, emoji=False, force_jupyter=False
+        )
         width = min(console.width, 100) if console.is_terminal else WIDTH
         self._console = Console(
             file=cast(IO[str], _Patient(stream, trim=not console.is_terminal)), width=width,
-            highlight=False, markup=False, emoji=False,
+            highlight=False, markup=False, emoji=False, force_jupyter=False,
             force_terminal=console.is_terminal, legacy_windows=False,
         )  # fmt: skip
         self._names, self._column = fitting_columns(names)
