@@ -108,39 +108,27 @@ def test_ppo_reaches_the_target_distribution() -> None:
 
 
 @pytest.mark.prove
-def test_ppo_reaches_the_target_distribution_for_the_median_seed() -> None:
-    found = [measured("ppo", ppo, "sparse-1", seed) for seed in SEEDS]
-    assert statistics.median(d.total_variation for d in found) <= 0.025
-    assert statistics.median(d.reverse_kl for d in found) <= 0.003
-
-
-@pytest.mark.prove
 @pytest.mark.parametrize("case", CASES)
-def test_ppo_is_no_worse_than_a_plain_policy_gradient(case: str) -> None:
-    ours = [measured("ppo", ppo, case, seed).reverse_kl for seed in SEEDS]
-    theirs = [measured("baseline", policy_gradient, case, seed).reverse_kl for seed in SEEDS]
+def test_ppo_is_near_the_target_and_no_worse_than_a_plain_policy_gradient(case: str) -> None:
+    found = [measured("ppo", ppo, case, seed) for seed in SEEDS]
+    if case == "sparse-1":  # the case with stated limits, for the median seed
+        assert statistics.median(d.total_variation for d in found) <= 0.025
+        assert statistics.median(d.reverse_kl for d in found) <= 0.003
+    baseline = [measured("baseline", policy_gradient, case, seed) for seed in SEEDS]
+    theirs = [d.reverse_kl for d in baseline]
     error = statistics.stdev(theirs) / math.sqrt(len(theirs))
-    assert statistics.mean(ours) <= statistics.mean(theirs) + error
+    assert statistics.mean(d.reverse_kl for d in found) <= statistics.mean(theirs) + error
 
 
 Method = Callable[[oracle.Reward, float, int], oracle.Distance]
 
 
 def measured(name: str, method: Method, case: str, seed: int) -> oracle.Distance:
-    """A case's distances; with RLALIGN_ORACLE_LOG set, kept in that file, a row each."""
-    log = os.environ.get("RLALIGN_ORACLE_LOG")
-    key = {"method": name, "case": case, "seed": seed}
-    rows = (
-        [json.loads(r) for r in Path(log).read_text().splitlines()]
-        if log and Path(log).exists()
-        else []
-    )
-    for row in rows:
-        if {k: row[k] for k in key} == key:
-            return oracle.Distance(**row["distance"])
+    """A case's distances, also written as a row to the file that RLALIGN_ORACLE_LOG names."""
     reward, r_over_beta = CASES[case]
     distance = method(reward, r_over_beta, seed)
-    if log:
+    if log := os.environ.get("RLALIGN_ORACLE_LOG"):
+        row = {"method": name, "case": case, "seed": seed, **asdict(distance)}
         with Path(log).open("a") as file:
-            file.write(json.dumps(key | {"distance": asdict(distance)}) + "\n")
+            file.write(json.dumps(row) + "\n")
     return distance

@@ -24,7 +24,7 @@ VALUES = {
     "sampling.stop": ["it's", 'say "no"', "a, b", "1", "\n"],
     "optim.betas": [0.9, 0.99],
     "rewards.space.weight": 2,
-    "rewards.sky.words": ["don't", "no", "yes", "Sun"],
+    "rewards.light.words": ["don't", "no", "yes", "Sun"],
     "rewards.ending": None,
     "rewards.length.max": 20,
     "kl": {"horizon": 500},
@@ -40,7 +40,7 @@ def test_what_an_agent_sends_loads_to_the_same_values(form):
     assert loaded.run.name == "2024" and loaded.model.name == VALUES["model.name"]
     assert loaded.sampling.stop == VALUES["sampling.stop"] and loaded.kl.target is None
     assert loaded.prompts.chat and not loaded.score.normalize and loaded.kl.horizon == 500
-    assert loaded.rewards["sky"]["words"] == VALUES["rewards.sky.words"]
+    assert loaded.rewards["light"]["words"] == VALUES["rewards.light.words"]
     assert "ending" not in loaded.rewards
 
 
