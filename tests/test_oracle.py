@@ -21,17 +21,18 @@ from rlalign.trainer import Trainer
 ITERATIONS, SAMPLES = 380, 1024  # 389,120 samples
 SEEDS = (0, 1, 2)
 LR = 1e-3
-CASES = {
-    "sparse-1": (oracle.sparse, 1.0),
-    "sparse-3": (oracle.sparse, 3.0),
-    "sparse-10": (oracle.sparse, 10.0),
-    "dense-20": (oracle.dense, 20.0),
+CASES = {  # reward, r / beta, temperature
+    "sparse-1": (oracle.sparse, 1.0, 1.0),
+    "sparse-3": (oracle.sparse, 3.0, 0.7),
+    "sparse-10": (oracle.sparse, 10.0, 1.0),
+    "dense-20": (oracle.dense, 20.0, 1.0),
 }
 
 
-def session_of(reward: oracle.Reward, r_over_beta: float, seed: int) -> Session:
+def session_of(reward: oracle.Reward, r_over_beta: float, temperature: float, seed: int) -> Session:
     settings = oracle.config(
         kl={"coef": 1.0 / r_over_beta},
+        sampling={"max_new_tokens": oracle.MAX_LENGTH, "temperature": temperature},
         train={"iterations": ITERATIONS, "samples": SAMPLES, "seed": seed},
         optim={"schedule": "cosine", "betas": [0.9, 0.999]},
         ppo={
@@ -52,8 +53,10 @@ def session_of(reward: oracle.Reward, r_over_beta: float, seed: int) -> Session:
     )
 
 
-def ppo(reward: oracle.Reward, r_over_beta: float, seed: int) -> oracle.Distance:
-    session = session_of(reward, r_over_beta, seed)
+def ppo(
+    reward: oracle.Reward, r_over_beta: float, temperature: float, seed: int
+) -> oracle.Distance:
+    session = session_of(reward, r_over_beta, temperature, seed)
     trainer = Trainer(session, PPO(session.config))  # type: ignore[arg-type]
     for _ in range(ITERATIONS):
         trainer.step(trainer.generate())
@@ -61,9 +64,11 @@ def ppo(reward: oracle.Reward, r_over_beta: float, seed: int) -> oracle.Distance
     return oracle.distances(session.policy, reward, r_over_beta)
 
 
-def policy_gradient(reward: oracle.Reward, r_over_beta: float, seed: int) -> oracle.Distance:
+def policy_gradient(
+    reward: oracle.Reward, r_over_beta: float, temperature: float, seed: int
+) -> oracle.Distance:
     """The plain baseline: REINFORCE on score - beta KL with the other samples' mean subtracted."""
-    session = session_of(reward, r_over_beta, seed)
+    session = session_of(reward, r_over_beta, temperature, seed)
     trainer = Trainer(session, PPO(session.config))  # type: ignore[arg-type]
     optimizer = torch.optim.Adam(session.policy.lm.parameters(), fused=True)
     for iteration in range(ITERATIONS):
@@ -88,7 +93,7 @@ def policy_gradient(reward: oracle.Reward, r_over_beta: float, seed: int) -> ora
 
 
 def test_enumeration_is_complete() -> None:
-    policy = session_of(oracle.sparse, 1.0, 0).policy
+    policy = session_of(oracle.sparse, 1.0, 1.0, 0).policy
     assert len(oracle.all_sequences().texts) == 97_656
     for prompt in oracle.PROMPTS:
         logprobs = oracle.sequence_logprobs(policy, oracle.tokenizer()(prompt)["input_ids"])
@@ -96,13 +101,13 @@ def test_enumeration_is_complete() -> None:
 
 
 def test_the_base_rate_of_the_sparse_reward_is_about_8_percent() -> None:
-    distance = oracle.distances(session_of(oracle.sparse, 1.0, 0).policy, oracle.sparse, 1.0)
+    distance = oracle.distances(session_of(oracle.sparse, 1.0, 1.0, 0).policy, oracle.sparse, 1.0)
     assert 0.06 < distance.base_rate < 0.10
     assert distance.total_variation > 0.05  # an untrained policy fails what follows
 
 
 def test_ppo_reaches_the_target_distribution() -> None:
-    distance = ppo(oracle.sparse, 1.0, seed=0)
+    distance = ppo(oracle.sparse, 1.0, 1.0, seed=0)
     assert distance.total_variation <= 0.025
     assert distance.reverse_kl <= 0.003
 
@@ -120,13 +125,12 @@ def test_ppo_is_near_the_target_and_no_worse_than_a_plain_policy_gradient(case: 
     assert statistics.mean(d.reverse_kl for d in found) <= statistics.mean(theirs) + error
 
 
-Method = Callable[[oracle.Reward, float, int], oracle.Distance]
+Method = Callable[[oracle.Reward, float, float, int], oracle.Distance]
 
 
 def measured(name: str, method: Method, case: str, seed: int) -> oracle.Distance:
     """A case's distances, also written as a row to the file that RLALIGN_ORACLE_LOG names."""
-    reward, r_over_beta = CASES[case]
-    distance = method(reward, r_over_beta, seed)
+    distance = method(*CASES[case], seed)
     if log := os.environ.get("RLALIGN_ORACLE_LOG"):
         row = {"method": name, "case": case, "seed": seed, **asdict(distance)}
         with Path(log).open("a") as file:
