@@ -22,8 +22,8 @@ LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 \
 help:
 	@echo 'make ppo        steer the embedded model with four rewards   (ARGS="--train.iterations=80")'
 	@echo 'make test       ruff, mypy and pytest                        (ARGS="-k gae" goes to pytest)'
-	@echo 'make prove      the slow proofs: learning curves, oracle over seeds'
-	@echo 'make seeds      the quickstart with three seeds, and its table of results'
+	@echo 'make prove      the slow proofs: the oracle over seeds'
+	@echo 'make seeds      learning curves: the quickstart with three seeds, and its table of results'
 	@echo 'make env        only the environment of the job;  env-test: that of the tests'
 	@echo 'make models     only fetch and convert the embedded models'
 	@echo 'make clean      remove what builds and tools left;  distclean: .venv too'

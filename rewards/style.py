@@ -18,7 +18,7 @@ class Sentiment:
     """How positive the completion is, from 0 to 1.
 
     `reviews`: probability of a positive film review, TF-IDF and logistic regression trained on
-    labelled reviews (AUC 0.857 on films it has not seen); a text without a known word gets the
+    labelled reviews (AUC 0.851 on held-out films); a text without a known word gets the
     base rate. `vader`: (compound + 1) / 2 of the VADER word list, 0.5 for none of its words (Hutto
     and Gilbert 2014). Use one as the reward and the other, with weight 0, as its judge.
     """

@@ -20,6 +20,7 @@ from rlalign.types import ScoredRollout
 class Evaluation:
     stats: dict[str, float]  # eval/<name>, over every rank's samples
     rows: list[dict[str, Any]]  # prompt, response, score, kl, rewards: every rank's samples
+    is_held_out: bool = True  # False: the prompts are those of the training
 
 
 @torch.no_grad()
@@ -53,7 +54,8 @@ def _measure(session: Session, policy: Policy, kl_coef: float) -> Evaluation:
     logprobs = evaluate_rollout(policy, rollout, logprobs_only, session.budget)["logprobs"]
     kl = torch.where(rollout.action_mask, kl_tokens(logprobs, scored.ref_logprobs), 0.0).sum(1)
     rows = ranks.gather(sample_rows(session.reward_set.names, scored, kl))
-    return Evaluation(summarise(rows, session.reward_set.names, kl_coef), rows)
+    stats = summarise(rows, session.reward_set.names, kl_coef)
+    return Evaluation(stats, rows, session.evaluates_on_held_out)
 
 
 def sample_rows(names: Sequence[str], scored: ScoredRollout, kl: Tensor) -> list[dict[str, Any]]:

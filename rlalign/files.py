@@ -148,3 +148,8 @@ def _is_entry(entry: object) -> bool:
 
 def _stays_inside(name: str) -> bool:
     return not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
+def encodable(text: str) -> str:
+    """`text` with half surrogate pairs, which have no UTF-8, written out as JSON escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()

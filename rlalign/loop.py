@@ -26,7 +26,7 @@ from rlalign.exits import Preempted, exit_code
 from rlalign.masking import masked_moments
 from rlalign.metrics import peak_memory_mb
 from rlalign.redact import redact_text
-from rlalign.report.card import write_model_card
+from rlalign.report.card import GIVEN_PROMPTS, name_of_given, write_model_card
 from rlalign.report.live import LiveView
 from rlalign.report.plots import draw_plots
 from rlalign.runs import RunFolder, command_line, open_run
@@ -164,6 +164,8 @@ class _Run:
                 self.trainer.iteration,
                 self.coef,
                 [name for name in self.session.reward_set.names if name not in config.rewards],
+                base=name_of_given(self.session.policy.lm) if self.session.given_lm else None,
+                prompts=GIVEN_PROMPTS if self.session.given_prompts else None,
             )
             self._draw()
             self.view.final(folder, self.before, self.after)

@@ -74,19 +74,23 @@ def difference(
     after: Sequence[float],
     *,
     paired: bool = False,
+    groups: Sequence[Hashable] | None = None,
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float, float]:
     """mean(after) - mean(before), with the ends of its bootstrap interval.
 
     `paired` says that the values stand for the same prompts in the same order: the prompts' own
-    spread then cancels.
+    spread then cancels. `groups`, for paired values, as in `bootstrap`: each pair's prompt.
     """
+    if groups is not None and not paired:
+        raise ValueError("groups are the prompts of paired values; pass paired=True")
     change = float(np.mean(after) - np.mean(before))
     if paired:
         if len(before) != len(after):
             raise ValueError(f"paired values differ in number: {len(before)} and {len(after)}")
-        low, high = bootstrap(np.subtract(after, before).tolist(), level=level, seed=seed)
+        rises = np.subtract(after, before).tolist()
+        low, high = bootstrap(rises, groups=groups, level=level, seed=seed)
         return change, low, high
     drawn = _resampled(after, np.mean, None, seed) - _resampled(before, np.mean, None, seed + 1)
     tail = (1 - level) / 2

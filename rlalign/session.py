@@ -51,6 +51,8 @@ class Session:
             if tokenizer is None
             else check_tokenizer(tokenizer, config.model.name)
         )
+        self.given_lm, self.given_prompts = lm is not None, prompts is not None
+        self.evaluates_on_held_out = True
         self.longest_prompt = self._longest_prompt(lm)
         self.prompts, self.eval_prompts = self._load_prompts(prompts)
         self.reward_set = RewardSet(parse_entries(config.rewards), extra=list(rewards))
@@ -97,8 +99,17 @@ class Session:
             path, setting = section.eval_path, "prompts.eval_path"
             return everything, load_prompts(section, self.tokenizer, limit, path, setting)
         train, held_out = everything.split(section.eval_fraction, seed)
-        # With nothing held out, the yardstick reads the training prompts.
-        return train, held_out if len(held_out) else train
+        if len(held_out):
+            return train, held_out
+        self.evaluates_on_held_out = False
+        if self.config.eval.every:
+            logger.warning(
+                "prompts.eval_fraction=%g of %d prompts holds out none: evaluations use the "
+                "training prompts; raise it, or name held-out ones by prompts.eval_path",
+                section.eval_fraction,
+                len(train),
+            )
+        return train, train
 
     def _longest_prompt(self, lm: nn.Module | None) -> int | None:
         """Most tokens that a prompt may have: what the context leaves beside the response."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlalign.files import write_atomically
+from rlalign.files import encodable, write_atomically
 from rlalign.redact import redact_mapping, redact_text
 from rlalign.runs import RunFolder
 
@@ -231,11 +231,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def encodable(text: str) -> str:
-    """`text` with half surrogate pairs, which have no UTF-8, written out as JSON escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _line(row: Row) -> bytes:

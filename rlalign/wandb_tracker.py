@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import wandb
 
+from rlalign.files import encodable
 from rlalign.runs import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def sample_table(step: int, rows: Sequence[Mapping[str, Any]]) -> wandb.Table:
     data: list[Iterable[Any]] = [
         [
             step,
-            *(_encodable(str(row.get(key) or "")) for key in texts),
+            *(encodable(str(row.get(key) or "")) for key in texts),
             row.get("score"),
             row.get("kl"),
             *((row.get("rewards") or {}).get(name) for name in names),
@@ -120,10 +121,6 @@ def _start(run: RunFolder, run_id: str, config: Mapping[str, Any]) -> wandb.Run:
         )
         abandon()  # or the run's id would still be in use
         return _init(run, run_id, config, "offline")
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _init(

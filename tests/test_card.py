@@ -1,10 +1,16 @@
+import ast
+import dataclasses
+import re
 from pathlib import Path
+from typing import Any
 
+import oracle
 import pytest
 import yaml
+from test_resume import run
 
 from rlalign.evaluate import Evaluation
-from rlalign.report.card import write_model_card
+from rlalign.report.card import GIVEN_MODEL, GIVEN_PROMPTS, name_of_given, write_model_card
 from rlalign.sections import RunConfig
 
 REWARDS = {
@@ -31,7 +37,7 @@ def evaluation(scores: list[float], response: str) -> Evaluation:
     return Evaluation({}, rows)
 
 
-def card(tmp_path: Path, cfg: RunConfig, response: str = "fine", **more: float) -> tuple[dict, str]:
+def card(tmp_path: Path, cfg: RunConfig, response: str = "fine", **more: Any) -> tuple[dict, str]:
     before, after = evaluation([0.0, 1.0, 2.0], "plain"), evaluation([1.0, 2.0, 3.0], response)
     path = write_model_card(tmp_path, cfg, before, after, 40, **more)
     assert path == tmp_path / "README.md"
@@ -105,3 +111,79 @@ def test_the_target_says_what_was_asked_for(tmp_path):
 def test_a_run_without_evaluations_has_a_card_too(tmp_path):
     text = write_model_card(tmp_path, config(), None, None, 40).read_text()
     assert "## Target" in text and "## Samples" not in text
+
+
+def code(body: str) -> str:
+    [block] = re.findall(r"```python\n(.*?)\n```", body, re.DOTALL)
+    ast.parse(block)
+    return block
+
+
+def test_a_given_model_is_not_called_by_the_configurations_name(tmp_path):
+    front, body = card(tmp_path, config(model={"name": "smollm2-135m"}), base=GIVEN_MODEL)
+    assert "base_model" not in front and "license" not in front
+    assert "smollm2" not in body.lower() and "A full fine-tuning of a model given" in body
+    front, body = card(tmp_path, config(model={"name": "smollm2-135m"}), base="owner/other")
+    assert front["base_model"] == "owner/other" and "license" not in front
+    assert "# owner/other, steered" in body
+
+
+def test_a_given_model_is_named_by_its_hub_id_alone(tmp_path):
+    lm = oracle.language_model()
+    assert name_of_given(lm) == GIVEN_MODEL
+    lm.config._name_or_path = "owner/model"
+    assert name_of_given(lm) == "owner/model"
+    lm.config._name_or_path = str(tmp_path)
+    assert name_of_given(lm) == GIVEN_MODEL
+
+
+def test_given_prompts_are_not_called_by_the_configurations_file(tmp_path):
+    _, body = card(tmp_path, config())
+    assert "to prompts of openings.jsonl." in body
+    _, body = card(tmp_path, config(), prompts=GIVEN_PROMPTS)
+    assert "to prompts given from Python." in body and "openings" not in body
+
+
+def test_a_run_on_a_given_model_and_prompts_says_so(tmp_path):
+    text = (run(tmp_path, iterations=1, model={"lora": {"r": 2}}) / "model/README.md").read_text()
+    assert "A LoRA adapter of a model given from Python" in text
+    assert "to prompts given from Python." in text
+    assert "base_model:" not in text and "license:" not in text
+
+
+def test_what_was_saved_decides_whether_the_card_is_of_an_adapter(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    front, body = card(tmp_path, config(model={"lora": None}), base=GIVEN_MODEL)
+    assert front["library_name"] == "peft" and "lora" not in front["tags"]
+    assert "An adapter of a model given from Python" in body
+    assert "PeftModel.from_pretrained(base, folder)" in code(body)
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4}])
+def test_the_code_to_load_it_samples_as_in_training(tmp_path, lora):
+    settings = config(model={"lora": lora}, sampling={"stop": ["\n", '"end"']})
+    block = code(card(tmp_path, settings)[1])
+    assert ("GenerationConfig.from_pretrained(folder)" in block) == (lora is not None)
+    assert "stop_strings=['\\n', '\"end\"'], tokenizer=tokenizer" in block
+    assert "stop_strings" not in code(card(tmp_path, config(model={"lora": lora}))[1])
+
+
+def test_samples_of_one_prompt_widen_the_interval(tmp_path):
+    def rows(rise: float) -> Evaluation:
+        scores = [rise * (i // 10) for i in range(40)]  # 4 prompts, 10 samples of each
+        made = evaluation(scores, "fine")
+        return Evaluation({}, [r | {"prompt": f"p{i // 10}"} for i, r in enumerate(made.rows)])
+
+    text = write_model_card(tmp_path, config(), rows(0.0), rows(1.0), 40).read_text()
+    [score] = table_rows(text, "score")
+    alone = "+1.500 (0.500 … 2.500)"  # the interval of the four rises 0, 1, 2, 3
+    assert score[3] == alone and score[2] == alone.removeprefix("+")
+
+
+def test_the_card_says_which_prompts_were_measured(tmp_path):
+    after = evaluation([1.0], "fine")
+    text = write_model_card(tmp_path, config(), after, after, 40).read_text()
+    assert "responses to held-out prompts" in text
+    trained = dataclasses.replace(after, is_held_out=False)
+    text = write_model_card(tmp_path, config(), after, trained, 40).read_text()
+    assert "responses to training prompts" in text and "to held-out" not in text

@@ -105,6 +105,11 @@ def test_a_misspelt_setting_of_the_readers_reward_is_refused_by_name(readers_fol
     assert "rewards.asks.mots" in capsys.readouterr().err
 
 
+def test_the_snippet_that_loads_an_adapter_samples_as_in_training():
+    source = next(block for block in blocks(README, "python") if "AutoPeftModel" in block)
+    assert "model.generation_config = GenerationConfig.from_pretrained(folder)\n" in source
+
+
 def test_the_python_example_calls_train_as_it_is(monkeypatch, capsys):
     source = next(block for block in blocks(README, "python") if "result = train(" in block)
     calls = []

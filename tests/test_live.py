@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import io
 import math
 import os
@@ -114,12 +115,12 @@ def test_rewards_that_do_not_fit_are_counted():
     assert all(cell_len(line) <= 80 for line in text.splitlines())
 
 
-def test_the_held_out_numbers_have_a_line_of_their_own():
-    held_out = {"eval/score": 7.5, "eval/kl": 3.25, "eval/reward/space": 0.75}
-    lines = shown(lambda view: view.iteration(stats(10, **held_out))).splitlines()
-    assert lines[2].split() == ["held-out", "7.500", "0.750", "–", "–", "–", "3.250"]  # noqa: RUF001
-    first = shown(lambda view: view.iteration({"iteration": 0, "samples": 0, **held_out}))
-    assert "held-out" in first and "0/40" not in first
+def test_an_evaluations_numbers_have_a_line_of_their_own():
+    evaluated = {"eval/score": 7.5, "eval/kl": 3.25, "eval/reward/space": 0.75}
+    lines = shown(lambda view: view.iteration(stats(10, **evaluated))).splitlines()
+    assert lines[2].split() == ["eval", "7.500", "0.750", "–", "–", "–", "3.250"]  # noqa: RUF001
+    first = shown(lambda view: view.iteration({"iteration": 0, "samples": 0, **evaluated}))
+    assert first.splitlines()[1].split()[0] == "eval" and "0/40" not in first
 
 
 def test_time_left_is_what_the_iterations_so_far_took(monkeypatch):
@@ -165,6 +166,18 @@ def test_the_end_shows_change_samples_and_where_everything_lies(tmp_path, monkey
     assert re.search(r"model +runs/mine/model\n", text)
     assert re.search(r"metrics +runs/mine/metrics\.jsonl\n", text)
     assert "checkpoints" not in text  # there are none
+
+
+@pytest.mark.parametrize(
+    "is_held_out, said, unsaid", [(True, "held-out", "training"), (False, "training", "held-out")]
+)
+def test_the_end_says_which_prompts_were_measured(tmp_path, is_held_out, said, unsaid):
+    before, after = (
+        dataclasses.replace(evaluation(score, ["words"]), is_held_out=is_held_out)
+        for score in (1.0, 2.0)
+    )
+    text = shown(lambda view: view.final(RunFolder(tmp_path), before, after))
+    assert f"on {said} prompts" in text and unsaid not in text
 
 
 def test_without_evaluations_the_end_tells_the_training_numbers(tmp_path):

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from rewards.contract import RewardError
 from rlalign.algorithms.ppo import PPORun
 from rlalign.config import ConfigError, from_mapping
+from rlalign.evaluate import evaluate
 from rlalign.ranks import check_world, set_threads
 from rlalign.session import check_samples
 
@@ -180,3 +181,18 @@ def test_held_out_prompts_are_not_trained_on():
     assert sorted([*session.prompts.texts, *session.eval_prompts.texts]) == sorted(prompts)
     assert len(session.eval_prompts) == 2
     assert builders.session(prompts=prompts).eval_prompts.texts == prompts  # nothing held out
+
+
+def test_evaluating_on_the_training_prompts_is_said_once(caplog):
+    split = builders.session(eval={"every": 1}, prompts_={"eval_fraction": 0.5})
+    assert split.evaluates_on_held_out and "training prompts" not in caplog.text
+    alike = builders.session(eval={"every": 1}, prompts_={"eval_fraction": 0})
+    assert not alike.evaluates_on_held_out and len(alike.prompts) == len(alike.eval_prompts)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1 and "prompts.eval_fraction=0 of 2 prompts holds out none" in said[0]
+    assert not evaluate(alike, 0.1).is_held_out and evaluate(split, 0.1).is_held_out
+
+
+def test_a_session_knows_what_was_given_from_python():
+    given = builders.session()
+    assert given.given_lm and given.given_prompts

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import nn
 
+from rewards.spec import ENTRY_KEYS
 from rlalign.evaluate import Evaluation
 from rlalign.files import write_atomically
 from rlalign.metrics import bootstrap, difference
@@ -19,7 +21,7 @@ from rlalign.sections import RunConfig
 # The embedded models' origin on the hub, and their licence.
 ORIGINS = {"smollm2-135m": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-ENTRY_KEYS = ("kind", "weight", "moment", "hard", "on_error", "scale", "clip", "isolate")
+GIVEN_MODEL, GIVEN_PROMPTS = "a model given from Python", "prompts given from Python"
 SAMPLES = 4
 LONGEST = 400
 
@@ -32,35 +34,47 @@ def write_model_card(
     iterations: int,
     kl_coef: float | None = None,
     functions: Sequence[str] = (),
+    base: str | None = None,
+    prompts: str | None = None,
 ) -> Path:
     """Write `folder/README.md`, a Hugging Face model card in Markdown.
 
     `kl_coef` is where the coefficient ended, if it was adapted; `functions` names the rewards that
-    were given as Python functions. Text that people or models wrote is escaped, so that none of it
-    acts on the page.
+    were given as Python functions. `base` and `prompts` say what to call the base model and the
+    prompts where they are not those that the configuration names. Text that people or models
+    wrote is escaped, so that none of it acts on the page.
     """
+    # A given model may bring its own adapter, so what was saved decides, not the setting alone.
+    is_adapter = config.model.lora is not None or (folder / "adapter_config.json").is_file()
+    name = config.model.name if base is None else base
     parts = [
-        _front_matter(config),
-        _introduction(config, iterations),
+        _front_matter(config, name, is_adapter),
+        _introduction(config, iterations, name, is_adapter, prompts),
         _rewards(config, functions),
         _target(config, kl_coef),
     ]
     if before is not None and after is not None:
         parts += [_results(before, after), _samples(before.rows, after.rows)]
-    parts.append(_how_to_load(config))
+    parts.append(_how_to_load(config, name, is_adapter))
     path = folder / "README.md"
     write_atomically(path, "\n\n".join(parts) + "\n")
     return path
 
 
-def _front_matter(config: RunConfig) -> str:
-    base, licence = _origin(config)
-    fields: dict[str, Any] = {"library_name": "peft" if config.model.lora else "transformers"}
+def name_of_given(lm: nn.Module) -> str:
+    """What to call a model that came from Python: its hub id, where it was loaded from the hub."""
+    name = str(vars(lm.config).get("_name_or_path") or "")
+    return name if _origin(name)[0] else GIVEN_MODEL
+
+
+def _front_matter(config: RunConfig, name: str, is_adapter: bool) -> str:
+    base, licence = _origin(name)
+    fields: dict[str, Any] = {"library_name": "peft" if is_adapter else "transformers"}
     if licence:
         fields["license"] = licence
     if base:
         fields["base_model"] = base
-        fields["base_model_relation"] = "adapter" if config.model.lora else "finetune"
+        fields["base_model_relation"] = "adapter" if is_adapter else "finetune"
     fields["pipeline_tag"] = "text-generation"
     fields["tags"] = ["rlalign", "ppo", "reinforcement-learning"]
     if config.model.lora:
@@ -68,24 +82,29 @@ def _front_matter(config: RunConfig) -> str:
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
 
 
-def _origin(config: RunConfig) -> tuple[str | None, str | None]:
+def _origin(name: str) -> tuple[str | None, str | None]:
     """The base model's hub id and licence, as far as they are known; never a local path."""
-    name = config.model.name
     if name in ORIGINS:
         return ORIGINS[name]
     is_hub_id = HUB_ID.fullmatch(name) and not Path(name).exists()
     return (name if is_hub_id else None), None
 
 
-def _introduction(config: RunConfig, iterations: int) -> str:
-    base = _origin(config)[0] or Path(config.model.name).name
+def _introduction(
+    config: RunConfig, iterations: int, name: str, is_adapter: bool, prompts: str | None
+) -> str:
+    base = _origin(name)[0] or Path(name).name
     samples = iterations * config.train.samples
-    what = "LoRA adapter" if config.model.lora else "full fine-tuning"
+    what = "An adapter" if is_adapter else "A full fine-tuning"
+    if config.model.lora:
+        what = "A LoRA adapter"
+    prompts = prompts or f"prompts of {Path(config.prompts.path).name}"
+    title = base[0].upper() + base[1:] if base == GIVEN_MODEL else base
     return (
-        f"# {escape_markdown(base)}, steered by rewards\n\n"
-        f"A {what} of {escape_markdown(base)}, trained with PPO by `rlalign`: {iterations} "
-        f"iterations of {config.train.samples} responses, {samples:,} in all, to prompts of "
-        f"{escape_markdown(Path(config.prompts.path).name)}."
+        f"# {escape_markdown(title)}, steered by rewards\n\n"
+        f"{what} of {escape_markdown(base)}, trained with PPO by `rlalign`: {iterations} "
+        f"iterations of {config.train.samples} responses, {samples:,} in all, to "
+        f"{escape_markdown(prompts)}."
     )
 
 
@@ -138,42 +157,57 @@ def _target(config: RunConfig, kl_coef: float | None) -> str:
 
 
 def _results(before: Evaluation, after: Evaluation) -> str:
-    rows = [
-        _result("score", [r["score"] for r in before.rows], [r["score"] for r in after.rows]),
-        _result("KL, nats", [r["kl"] for r in before.rows], [r["kl"] for r in after.rows]),
-    ]
+    def values(rows: Sequence[Mapping[str, Any]], name: str) -> list[float | None]:
+        return [row["rewards"].get(name) for row in rows]
+
     names = list(after.rows[0]["rewards"]) if after.rows else []
-    for name in names:
-        a = [row["rewards"].get(name) for row in before.rows]
-        b = [row["rewards"].get(name) for row in after.rows]
-        rows.append(_result(name, a, b))
-    count = len(after.rows)
+    prompts = [[str(row["prompt"]) for row in each.rows] for each in (before, after)]
+    rows = [
+        _result(title, [r[key] for r in before.rows], [r[key] for r in after.rows], *prompts)
+        for title, key in (("score", "score"), ("KL, nats", "kl"))
+    ]
+    rows += [_result(n, values(before.rows, n), values(after.rows, n), *prompts) for n in names]
+    where = "held-out prompts" if after.is_held_out else "training prompts, as none were held out"
     return (
         f"## Before and after\n\n{_table(['', 'before', 'after', 'change'], rows)}\n\n"
-        f"Means over {count} responses to held-out prompts, in brackets the 95% bootstrap "
-        "interval; the change is over the same prompts. KL is the sum over a response's tokens of "
-        "log policy - log reference."
+        f"Means over {len(after.rows)} responses to {where}; in brackets the 95% bootstrap "
+        "interval, which draws whole prompts; the change is over the same prompts. KL is the sum "
+        "over a response's tokens of log policy - log reference."
     )
 
 
-def _result(name: str, before: Sequence[float | None], after: Sequence[float | None]) -> list[str]:
-    paired = len(before) == len(after)
+def _result(
+    name: str,
+    before: Sequence[float | None],
+    after: Sequence[float | None],
+    before_prompts: Sequence[str],
+    after_prompts: Sequence[str],
+) -> list[str]:
+    start = list(zip(before_prompts, before, strict=True))
+    end = list(zip(after_prompts, after, strict=True))
+    paired = before_prompts == after_prompts
     if paired:
-        both = [
-            (a, b) for a, b in zip(before, after, strict=True) if a is not None and b is not None
-        ]
-        first, second = [a for a, _ in both], [b for _, b in both]
-    else:
-        first = [a for a in before if a is not None]
-        second = [b for b in after if b is not None]
+        both = [(a, b) for a, b in zip(start, end, strict=True) if None not in (a[1], b[1])]
+        start, end = [a for a, _ in both], [b for _, b in both]
+    first, second = ([v for _, v in each if v is not None] for each in (start, end))
     if not first or not second:
         return [escape_markdown(name), "none", "none", ""]
-    change, low, high = difference(first, second, paired=paired)
+    groups = [_groups([p for p, v in each if v is not None]) for each in (start, end)]
+    change, low, high = difference(
+        first, second, paired=paired, groups=groups[0] if paired else None
+    )
+    ends = [bootstrap(v, groups=g) for v, g in zip((first, second), groups, strict=True)]
+    means = [math.fsum(v) / len(v) for v in (first, second)]
     return [
         escape_markdown(name),
-        *(f"{math.fsum(v) / len(v):.3f} {_interval(*bootstrap(v))}" for v in (first, second)),
+        *(f"{mean:.3f} {_interval(*each)}" for mean, each in zip(means, ends, strict=True)),
         f"{change:+.3f} {_interval(low, high)}",
     ]
+
+
+def _groups(prompts: Sequence[str]) -> Sequence[str] | None:
+    """The prompts to draw by; None for a single one, of which every draw would be the same."""
+    return prompts if len(set(prompts)) > 1 else None
 
 
 def _interval(low: float, high: float) -> str:
@@ -194,29 +228,45 @@ def _samples(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, A
     return f"## Samples\n\nThe first prompts of the evaluation, not chosen.\n\n{table}"
 
 
-def _how_to_load(config: RunConfig) -> str:
-    if config.model.lora:
-        load = "from peft import AutoPeftModelForCausalLM as Model"
-        note = (
-            "\n\nAn adapter's own generation settings are not read by themselves: "
-            "`model.generation_config = GenerationConfig.from_pretrained(folder)`."
-            "\n\nThe base model is fetched from where `adapter_config.json` says; change "
-            "`base_model_name_or_path` there if it lies elsewhere."
-        )
+def _how_to_load(config: RunConfig, name: str, is_adapter: bool) -> str:
+    is_nameless = is_adapter and name == GIVEN_MODEL
+    loader = "PeftModel" if is_nameless else "AutoPeftModelForCausalLM"
+    source = "base, folder" if is_nameless else "folder"
+    if is_adapter:
+        head = [f"from peft import {loader}"]
+        head.append("from transformers import AutoTokenizer, GenerationConfig")
     else:
-        load, note = "from transformers import AutoModelForCausalLM as Model", ""
-    return (
-        "## How to load it\n\n```python\n"
-        f"{load}\nfrom transformers import AutoTokenizer\n\n"
-        'folder = "."  # this folder, or its hub id\n'
-        "model = Model.from_pretrained(folder)\n"
-        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-        'inputs = tokenizer("On Monday the", return_tensors="pt")\n'
-        "print(tokenizer.decode(model.generate(**inputs)[0]))\n```\n\n"
+        loader = "AutoModelForCausalLM"
+        head = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    lines = [*head, "", 'folder = "."  # this folder, or its hub id']
+    if is_nameless:
+        lines.append("base = ...  # the model that was trained, as it was before")
+    lines.append(f"model = {loader}.from_pretrained({source})")
+    if is_adapter:  # peft does not read an adapter's own
+        lines.append("model.generation_config = GenerationConfig.from_pretrained(folder)")
+    stop = config.sampling.stop
+    more = f", stop_strings={stop!r}, tokenizer=tokenizer" if stop else ""
+    lines += [
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        'inputs = tokenizer("On Monday the", return_tensors="pt")',
+        f"print(tokenizer.decode(model.generate(**inputs{more})[0]))",
+    ]
+    notes = [
         "`generation_config.json` samples as in training: the same temperature and length, no "
         "top-k or top-p. `value_head.safetensors` is the critic, which generating does not need."
-        f"{note}"
-    )
+    ]
+    if stop:
+        notes.append(
+            "A response of the training ended at a stop string; `generate` takes them, with the "
+            "tokenizer, as above."
+        )
+    if is_adapter and not is_nameless:
+        notes.append(
+            "The base model is fetched from where `adapter_config.json` says; change "
+            "`base_model_name_or_path` there if it lies elsewhere."
+        )
+    code = "\n".join(lines)
+    return "\n\n".join(["## How to load it", f"```python\n{code}\n```", *notes])
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -62,14 +62,14 @@ class LiveView:
         self._before: dict[str, Row] = {}
 
     def iteration(self, stats: Row) -> None:
-        """One line for the iteration, and one more where the held-out prompts were measured."""
+        """One line for the iteration, and one more where the policy was evaluated."""
         step = int(stats["iteration"])
         if "score" in stats:
             self._count(stats)
             cells = [f"{step}/{self._iterations}", *self._numbers(stats, "")]
             self._line([*cells, _number(stats.get("tokens_per_second")), self._time_left(step)])
         if "eval/score" in stats:
-            cells = ["held-out", *self._numbers(stats, "eval/")]
+            cells = ["eval", *self._numbers(stats, "eval/")]
             self._line([*cells, "", ""], style="cyan")
 
     def samples(self, rows: Sequence[Row]) -> None:
@@ -149,7 +149,8 @@ class LiveView:
 
     def _changes(self, before: Evaluation | None, after: Evaluation | None) -> Table:
         if before is not None and after is not None:
-            start, end, prefix, where = before.stats, after.stats, "eval/", "on held-out prompts"
+            where = f"on {'held-out' if after.is_held_out else 'training'} prompts"
+            start, end, prefix = before.stats, after.stats, "eval/"
         else:
             start, end, prefix, where = self._first, self._last, "", "in training"
         rows = [("score", f"{prefix}score", f"{prefix}score_se")]
