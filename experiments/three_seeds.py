@@ -12,6 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rlalign.algorithms.ppo import PPORun
+from rlalign.config import load_config, to_flat
+
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (0, 1, 2)
 SAMPLES = 200
@@ -30,6 +33,7 @@ def main() -> int:
 def measure(seed: int, overrides: list[str]) -> dict[str, Any]:
     """Train and evaluate one seed, unless that was done before."""
     run = ROOT / "runs" / f"seed-{seed}"
+    refuse_stale(run, seed, overrides)
     settings = [f"--train.seed={seed}", f"--run.name=seed-{seed}", "--run.resume=auto", *overrides]
     if not (run / "model").is_dir():
         call("launch/ppo.py", *settings)
@@ -39,6 +43,22 @@ def measure(seed: int, overrides: list[str]) -> dict[str, Any]:
     times = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     seconds = sum(row.get("time/total", 0.0) for row in times)
     return {"seed": seed, "before": found["reference"], "after": found["policy"], "s": seconds}
+
+
+def refuse_stale(run: Path, seed: int, overrides: list[str]) -> None:
+    """Stop where a kept run was made with other settings than the table would claim."""
+    if not (run / "config.yaml").is_file():
+        return
+    wanted = [f"--train.seed={seed}", *overrides]
+    now = to_flat(load_config(PPORun, wanted, ROOT / "experiments/quickstart.yaml"))
+    made = to_flat(load_config(PPORun, [], run / "config.yaml"))
+    changed = [
+        key
+        for key in sorted(now.keys() | made.keys())
+        if now.get(key) != made.get(key) and not key.startswith("run.")
+    ]
+    if changed:
+        sys.exit(f"{run} was made with another {', '.join(changed)}; remove it to train it anew")
 
 
 def call(*arguments: str) -> None:

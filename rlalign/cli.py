@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
+from rlalign.startup import QUICKSTART
 from rlalign.terminal import plain_text, printable
 
 if TYPE_CHECKING:
     from rewards.compose import RewardSet
 
-QUICKSTART = "experiments/quickstart.yaml"
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 app = typer.Typer(

@@ -48,8 +48,10 @@ def _measure(session: Session, policy: Policy, kl_coef: float) -> Evaluation:
     engine.sync(policy)
     prompts = session.eval_prompts.batch(mine, ranks.device)
     rollout = engine.generate(prompts, 1, session.generator("evaluate", 0))
-    scored = score_rollout(
-        rollout, session.reward_set, config.score, policy, session.tokenizer, session.budget
+    scored = ranks.together(
+        lambda: score_rollout(
+            rollout, session.reward_set, config.score, policy, session.tokenizer, session.budget
+        )
     )
     logprobs = evaluate_rollout(policy, rollout, logprobs_only, session.budget)["logprobs"]
     kl = torch.where(rollout.action_mask, kl_tokens(logprobs, scored.ref_logprobs), 0.0).sum(1)

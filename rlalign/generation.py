@@ -35,12 +35,6 @@ def sample_inverse_cdf(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]
     return ids.squeeze(-1), (logits.gather(-1, ids) - highest - total.log()).squeeze(-1)
 
 
-def sample_greedy(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """The likeliest ids (B,) and their float32 log-probabilities (B,); `uniform` is not read."""
-    logprobs, ids = logits.float().log_softmax(-1).max(-1)
-    return ids, logprobs
-
-
 @dataclass
 class _Decoding:
     """Rows still being written; `rows` are their places in the output."""
@@ -167,7 +161,8 @@ class DecodeEngine:
         """(L,) whether each partial response (L, t) has just met EOS or completed a stop string."""
         ended = ids[:, -1] == self.eos_id
         if self.stop:
-            texts = self.decode(ids)
+            # Special tokens too: a stop string may name one, such as the end of a chat turn.
+            texts = self.tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)
             hit = [any(s in text for s in self.stop) for text in texts]
             ended = ended | torch.tensor(hit, dtype=torch.bool, device=ids.device)
         return ended

@@ -10,8 +10,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-import torch
-
 from rlalign.checkpoint import (
     best,
     load_checkpoint,
@@ -23,7 +21,6 @@ from rlalign.checkpoint import (
 from rlalign.config import ConfigError, from_mapping, resolved_yaml, to_flat
 from rlalign.evaluate import Evaluation, evaluate, sample_rows
 from rlalign.exits import Preempted, exit_code
-from rlalign.masking import masked_moments
 from rlalign.metrics import peak_memory_mb
 from rlalign.redact import redact_text
 from rlalign.report.card import GIVEN_PROMPTS, name_of_given, write_model_card
@@ -31,6 +28,7 @@ from rlalign.report.live import LiveView
 from rlalign.report.plots import draw_plots
 from rlalign.runs import RunFolder, command_line, open_run
 from rlalign.saving import restore_training, save_model, training_state
+from rlalign.scoring import rollout_stats
 from rlalign.session import Session
 from rlalign.tracking import Trackers, build_trackers
 from rlalign.trainer import Clock, Trainer
@@ -84,6 +82,7 @@ class _Run:
         self.is_main = session.ranks.is_main
         self.trackers: Trackers | None = None
         self.stop_requested = False
+        self.is_begun = False  # whether run.json speaks of this call
         self.before: Evaluation | None = None
         self.after: Evaluation | None = None
         self.view = LiveView(
@@ -123,10 +122,10 @@ class _Run:
         with clock("generate"):
             rollout = trainer.generate()
         with clock("score"):
-            scored = trainer.score(rollout)
+            scored = ranks.together(lambda: trainer.score(rollout))
         stats = trainer.step(scored)
         row: dict[str, float] = {"iteration": trainer.iteration, "samples": trainer.samples}
-        row |= rollout_stats(scored, self.session) | stats | clock.stats()
+        row |= self._rollout_stats(scored) | stats | clock.stats()
         row["optimizer_steps"] = trainer.optimizer_steps
         row["time/total"] = time.perf_counter() - start
         row["tokens_per_second"] = row["tokens"] / row["time/total"]
@@ -140,6 +139,11 @@ class _Run:
             raise Preempted(
                 f"stopped after iteration {trainer.iteration} of {config.train.iterations}"
             )
+
+    def _rollout_stats(self, scored: ScoredRollout) -> dict[str, float]:
+        skipping = [e.name for e in self.session.reward_set.entries if e.on_error == "skip"]
+        names, ranks = self.session.reward_set.names, self.session.ranks
+        return rollout_stats(scored, names, skipping, ranks.sum)
 
     def _evaluate_if_due(self) -> Evaluation | None:
         config, iteration = self.session.config, self.trainer.iteration
@@ -186,6 +190,7 @@ class _Run:
         if not self.is_main:
             return
         self._warn_of_changes()
+        self.is_begun = True
         folder.config_yaml.write_text(redact_text(resolved_yaml(config)), encoding="utf-8")
         folder.start(
             argv=command_line(),
@@ -309,7 +314,7 @@ class _Run:
 
     def failed(self, error: BaseException) -> None:
         is_preempted = isinstance(error, Preempted)
-        if self.is_main:
+        if self.is_main and (self.is_begun or not self.folder.run_json.exists()):
             message = str(error) or type(error).__name__
             status: Literal["preempted", "failed"] = "preempted" if is_preempted else "failed"
             self.folder.finish(status, exit_code(error), message)
@@ -320,28 +325,3 @@ class _Run:
 def in_main_thread() -> bool:
     """Whether signal handlers can be set here."""
     return threading.current_thread() is threading.main_thread()
-
-
-def rollout_stats(scored: ScoredRollout, session: Session) -> dict[str, float]:
-    """Score, rewards and lengths of a rollout, over every rank's samples."""
-    ranks = session.ranks
-    everyone = torch.ones_like(scored.score, dtype=torch.bool)
-    score, variance = masked_moments(scored.score, everyone, ranks.sum)
-    lengths = scored.rollout.response_mask.sum(1).float()
-    length, _ = masked_moments(lengths, everyone, ranks.sum)
-    finished, _ = masked_moments(scored.rollout.finished.float(), everyone, ranks.sum)
-    stats = {
-        "score": float(score),
-        "score/std": float(variance.sqrt()),
-        "length": float(length),
-        "finished": float(finished),
-        "tokens": float(ranks.sum(lengths.sum())),
-    }
-    for i, name in enumerate(session.reward_set.names):
-        valid = scored.valid[:, i]
-        mean, _ = masked_moments(scored.rewards[:, i], valid, ranks.sum)
-        share, _ = masked_moments(valid.float(), everyone, ranks.sum)
-        # NaN, written as null, where no sample had this reward: 0 would be read as a value.
-        stats[f"reward/{name}"] = float(mean) if share > 0 else math.nan
-        stats[f"reward/{name}/valid"] = float(share)
-    return stats

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from rlalign.algorithms.ppo import PPORun
+from rlalign.algorithms.ppo import PPORun, optimum_warnings
 from rlalign.checkpoint import CheckpointError, load_checkpoint
 from rlalign.config import ConfigError, load_config
 from rlalign.evaluate import Evaluation, evaluate
@@ -22,7 +22,7 @@ from rlalign.policy import Policy
 from rlalign.report.live import LiveView
 from rlalign.runs import RunFolder
 from rlalign.session import Session
-from rlalign.startup import quiet_libraries
+from rlalign.startup import quiet_libraries, say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,13 +36,16 @@ def measure(target: Path, arguments: Sequence[str]) -> None:
     """Evaluate and print, before against after; the numbers go to `eval.json` in `target`."""
     if not target.is_dir():
         raise ConfigError(f"{target}: there is no such run or model folder")
-    own = target / "config.yaml"
+    is_checkpoint = (target / "manifest.json").is_file()
+    own = (target.absolute().parents[1] if is_checkpoint else target) / "config.yaml"
     has_config = any(argument.lstrip("-").partition("=")[0] == "config" for argument in arguments)
     if not has_config and not own.is_file():
         raise ConfigError(f"{target} has no config.yaml; say by --config FILE what to measure")
     config = load_config(PPORun, arguments, default=None if has_config else own)
     model = target / "model" if (target / "model").is_dir() else target
     settings = adapter_settings(model, config)
+    for line in optimum_warnings(settings):
+        say(f"warning: {line}")
     with Session(settings) as session:
         try:
             load_trained(session.policy, model)
@@ -51,13 +54,26 @@ def measure(target: Path, arguments: Sequence[str]) -> None:
                 f"{model} holds no weights that fit model.name={settings.model.name}: "
                 f"{first_line(error)}"
             ) from error
-        coef = settings.kl.coef
+        coef = final_coef(target, settings)
         before = evaluate(session, coef, of_reference=True)
         after = evaluate(session, coef)
     view = LiveView(0, list(session.reward_set.names), quiet=False)
     view.final(RunFolder(target), before, after)
     write(target / "eval.json", before, after)
     print(f"eval.json    {target / 'eval.json'}")
+
+
+def final_coef(target: Path, config: PPORun) -> float:
+    """The beta of the target that was approached: where an adaptive coefficient ended."""
+    metrics = target / "metrics.jsonl"
+    if config.kl.target is None:
+        return config.kl.coef
+    if (target / "manifest.json").is_file():
+        return float(load_checkpoint(target).state["objective"]["controller"]["coef"])
+    if metrics.is_file():
+        rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        return float(next(row["kl/coef"] for row in reversed(rows) if "kl/coef" in row))
+    return config.kl.coef
 
 
 def write(path: Path, before: Evaluation, after: Evaluation) -> None:

@@ -181,15 +181,6 @@ def silence_dropout(lm: nn.Module) -> None:
                 setattr(module, field, 0.0)
 
 
-def context_length(lm: nn.Module) -> int | None:
-    """Most tokens that the model can read, or None where its configuration sets no bound."""
-    config = Policy._base(lm).config.get_text_config()
-    for field in ("max_position_embeddings", "n_positions"):
-        if isinstance(value := vars(config).get(field), int):
-            return value
-    return None
-
-
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, for messages that must stay on one line."""
     lines = str(error).strip().splitlines()

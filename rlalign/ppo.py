@@ -10,10 +10,8 @@ from rlalign.loop import train
 from rlalign.ranks import die_with_launcher
 from rlalign.runs import check_run
 from rlalign.session import Session
-from rlalign.startup import config_stem, is_rank_zero, quiet_libraries, say
+from rlalign.startup import QUICKSTART, config_stem, is_rank_zero, quiet_libraries, say
 from rlalign.trainer import Trainer
-
-QUICKSTART = "experiments/quickstart.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

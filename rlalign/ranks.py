@@ -4,16 +4,19 @@ import ctypes
 import os
 import signal
 import sys
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
+from rewards.contract import RewardError
 from rlalign.config import ConfigError
 
 PR_SET_PDEATHSIG = 1
+Result = TypeVar("Result")
 
 
 class Ranks:
@@ -61,6 +64,25 @@ class Ranks:
         torch.distributed.all_gather_object(parts, values)
         return [item for part in parts for item in part]
 
+    def together(self, job: Callable[[], Result]) -> Result:
+        """The job's result; a reward that fails on one rank fails on all, with the same message.
+
+        The job must not talk to other ranks. Without this the others would wait for the failed one,
+        and rank 0, which writes down how the run ended, would blame the connection.
+        """
+        result: list[Result] = []
+        faults: list[str] = []
+        try:
+            result.append(job())
+        except RewardError as error:
+            if self.size == 1:
+                raise
+            faults.append(f"{error} (rank {self.rank})")
+        everywhere = self.gather(faults)
+        if everywhere:
+            raise RewardError(everywhere[0])
+        return result[0]
+
     def wait(self) -> None:
         self.accelerator.wait_for_everyone()
 
@@ -77,7 +99,7 @@ def check_world(size: int, environment: dict[str, str]) -> None:
     started_alone = "ACCELERATE_DYNAMO_BACKEND" in environment and "WORLD_SIZE" not in environment
     if started_alone and size == 1 and "MASTER_PORT" in environment:
         raise ConfigError(
-            "the launcher was asked for several processes and started 1; "
+            "the launcher was asked for several processes (it set MASTER_PORT) and started 1; "
             "use --config_file launch/accelerate/cpu2.yaml (accelerate's --cpu starts one only)"
         )
     if size != asked:
@@ -101,6 +123,10 @@ def allowed_cores() -> int:
 
 
 def die_with_launcher() -> None:
-    """Have the kernel end this process with its parent: a killed launcher leaves no orphan."""
-    if sys.platform == "linux":
+    """Ask the kernel to end this process when its launcher ends: a killed one leaves no orphan.
+
+    Without a launcher the parent is a shell, which a run in the background may outlive.
+    """
+    is_launched = bool({"ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID"} & os.environ.keys())
+    if sys.platform == "linux" and is_launched:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -17,7 +17,8 @@ SECRET_VALUE = re.compile(
 # `api_key: x` in YAML, JSON, a URL or a message; a lone "key:" is too common in ordinary text.
 INLINE = re.compile(
     r"(?P<name>\b[\w.-]*(?:(?:api|access|auth|hub|hf|private|secret|wandb)[_-]?(?:key|token)"
-    r"|password|passwd|passphrase|secret)[\"']?\s*[:=]\s*)(?P<value>[\"']?[^\s\"',;&}\]]+[\"']?)",
+    r"|password|passwd|passphrase|secret)[\"']?[ \t]*[:=][ \t]*)"
+    r"(?P<value>[\"']?[^\s\"',;&}\]]+[\"']?)",
     re.I,
 )
 ASSIGNMENT = re.compile(r"(?P<name>-{0,2}[\w.-]+)=(?P<value>.*)", re.S)
@@ -48,7 +49,8 @@ def redact_command(argv: Sequence[str]) -> list[str]:
 def redact_text(text: str) -> str:
     """`text` without the secrets of this process's environment and what has a key's known form."""
     for name, value in os.environ.items():
-        if is_secret_name(name) and len(value) >= SHORTEST:
+        is_folder = name in ("PWD", "OLDPWD")  # no password, but the working directory
+        if is_secret_name(name) and not is_folder and len(value) >= SHORTEST:
             text = text.replace(value, HIDDEN)
     text = INLINE.sub(lambda match: match["name"] + HIDDEN, text)
     return SECRET_VALUE.sub(HIDDEN, text)

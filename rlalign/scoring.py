@@ -1,5 +1,6 @@
 """What a rollout is worth: rewards of its texts, credit of its tokens, the reference's opinion."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -8,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rewards.compose import RewardSet
 from rewards.contract import Span
-from rlalign.masking import last_index
+from rlalign.masking import SumOverRanks, last_index, masked_moments, one_rank
 from rlalign.policy import Policy, evaluate_rollout, logprobs_only
 from rlalign.sections import ScoreSection
 from rlalign.types import Rollout, ScoredRollout
@@ -41,6 +42,7 @@ def score_rollout(
         score=score.to(device),
         token_rewards=token_rewards,
         ref_logprobs=reference_logprobs(rollout, policy, budget),
+        failures=output.skipped,
     )
 
 
@@ -61,6 +63,7 @@ def score_given(
         score=score,
         token_rewards=place_credit(rollout, score),
         ref_logprobs=reference_logprobs(rollout, policy, budget),
+        failures={},
     )
 
 
@@ -145,3 +148,39 @@ def common_prefix(a: str, b: str) -> int:
         if x != y:
             return i
     return min(len(a), len(b))
+
+
+def rollout_stats(
+    scored: ScoredRollout,
+    names: Sequence[str],
+    skipping: Sequence[str] = (),
+    sum_over_ranks: SumOverRanks = one_rank,
+) -> dict[str, float]:
+    """Score, rewards and lengths of a rollout over every rank's samples, by metric key.
+
+    `names` are the rewards' in order, `skipping` those whose failures are counted.
+    """
+    everyone = torch.ones_like(scored.score, dtype=torch.bool)
+
+    def mean(x: Tensor, mask: Tensor = everyone) -> float:
+        return float(masked_moments(x.float(), mask, sum_over_ranks)[0])
+
+    score, variance = masked_moments(scored.score, everyone, sum_over_ranks)
+    lengths = scored.rollout.response_mask.sum(1).float()
+    stats = {
+        "score": float(score),
+        "score/std": float(variance.sqrt()),
+        "length": mean(lengths),
+        "finished": mean(scored.rollout.finished),
+        "tokens": float(sum_over_ranks(lengths.sum())),
+    }
+    for i, name in enumerate(names):
+        valid = scored.valid[:, i]
+        share = mean(valid)
+        # NaN, written as null, where no sample had this reward: 0 would be read as a value.
+        stats[f"reward/{name}"] = mean(scored.rewards[:, i], valid) if share > 0 else math.nan
+        stats[f"reward/{name}/valid"] = share
+    for name in skipping:
+        failed = torch.tensor(float(scored.failures.get(name, 0)), device=scored.score.device)
+        stats[f"reward/{name}/failed"] = float(sum_over_ranks(failed))
+    return stats

@@ -156,9 +156,9 @@ class OptimSection(Section):
     )
     final_lr_fraction: float = Field(0.0, ge=0, le=1, description="where linear and cosine end")
     warmup_iterations: NonNegative = Field(0, description="iterations of linear warm-up")
-    micro_batch_tokens: Positive | None = Field(
-        None,
-        description="most tokens (rows x padded length) in one forward and backward; null: 8192",
+    micro_batch_tokens: Positive = Field(
+        8192,
+        description="about how many tokens (rows x the longest row) go through the model at once",
     )
 
 
@@ -234,3 +234,8 @@ class RunConfig(Section):
     reward_files: list[str] = Field(
         [], description="your own Python files with @reward functions; they are run, so trust them"
     )
+
+    @property
+    def minibatches(self) -> int:
+        """Optimiser steps in a pass over an iteration's samples; algorithms say their own."""
+        return 1

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from rewards import classifiers
 from rewards.compose import RewardSet, parse_entries
 from rlalign.config import ConfigError
 from rlalign.generation import DecodeEngine
@@ -22,7 +23,6 @@ from rlalign.types import PromptBatch
 logger = logging.getLogger(__name__)
 
 RewardFunction = Callable[..., Any]
-DEFAULT_BUDGET = 8192  # tokens of a micro-batch where optim.micro_batch_tokens is null
 
 
 class Session:
@@ -43,8 +43,11 @@ class Session:
     ) -> None:
         self.config = config
         self.ranks = Ranks()
-        self.threads = set_threads(config.train.threads)
-        self.budget = config.optim.micro_batch_tokens or DEFAULT_BUDGET
+        threads = set_threads(config.train.threads)
+        if self.ranks.is_main:
+            logger.info("%d process(es) with %d thread(s) each", self.ranks.size, threads)
+        self.budget = config.optim.micro_batch_tokens
+        classifiers.set_device(str(self.ranks.device))
         check_samples(config, self.ranks.size)
         self.tokenizer = (
             load_tokenizer(config.model)
@@ -164,11 +167,7 @@ class Session:
 def check_samples(config: RunConfig, world: int) -> None:
     """Refuse sample counts that do not split evenly over processes, prompts and minibatches."""
     samples, per_prompt = config.train.samples, config.sampling.samples_per_prompt
-    sections = config.model_dump()
-    algorithm = next(
-        (s for s in sections.values() if isinstance(s, dict) and "minibatches" in s), {}
-    )
-    minibatches = int(algorithm.get("minibatches", 1))
+    minibatches = config.minibatches
     unit = world * math.lcm(minibatches, per_prompt)
     if samples % unit:
         below, above = samples // unit * unit, (samples // unit + 1) * unit

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from rlalign.terminal import printable
 
+QUICKSTART = "experiments/quickstart.yaml"
+
 
 def is_rank_zero() -> bool:
     """Whether this process speaks for the run, known before any process group exists."""

@@ -113,6 +113,8 @@ class Trainer:
         `scores`, one a response, replace the run's rewards: use them where the judge is outside.
         """
         clock = Clock()
+        if isinstance(rollout, ScoredRollout) and scores is not None:
+            raise ValueError("step was given a scored rollout and scores; give one of the two")
         if isinstance(rollout, Rollout):
             with clock("score"):
                 rollout = (

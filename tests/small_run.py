@@ -11,6 +11,8 @@ class SmallPPOSection(Section):
     epochs: Positive = Field(2, description="passes over the samples")
     minibatches: Positive = 4
     lr: PositiveFloat = 1e-4
+    value_lr: PositiveFloat | None = None
+    value_clip: PositiveFloat | None = 0.2
     norm: Literal["whiten", "none"] = "whiten"
 
 

@@ -41,7 +41,7 @@ ARGUMENTS = [
     (["--kl.target=soft"], "kl.target='soft' is not a number above 0 or null"),
     (["--prompts.chat=maybe"], "prompts.chat='maybe' is not true or false"),
     (["--prompts.eval_fraction=1"], "prompts.eval_fraction=1 is not a number of at least 0 and below 1"),
-    (["--optim.betas=[0.9]"], "optim.betas=[0.9] is not a list of 2 (a number, a number)"),
+    (["--optim.betas=[0.9]"], "optim.betas=[0.9] is not a list of 2 (a number of at least 0 and below 1, a number of at least 0 and below 1)"),
     (["--score.clip=3"], "score.clip=3 is not a list of 2 (a number, a number) or null"),
     (["--model.dtype=bfloat"], "model.dtype='bfloat' is not one of auto, float32, bfloat16; did you mean bfloat16?"),
     (["--trackers=wanbd"], "trackers[0]='wanbd' is not one of wandb, tensorboard; did you mean wandb?"),

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from transformers import GenerationConfig
 
 import rlalign.generation as generation
-from rlalign.generation import sample_greedy, sample_inverse_cdf
+from rlalign.generation import sample_inverse_cdf
 from rlalign.policy import Policy, evaluate_rollout, logprobs_only
 
 LENGTH = 3
@@ -191,6 +191,12 @@ def test_a_stop_string_ends_a_response_at_the_token_that_completes_it():
             assert int(stopped.response_mask[i].sum()) == len(stopped.texts[i].split())
         else:
             assert stopped.texts[i] == text and stopped.finished[i] == free.finished[i]
+
+
+def sample_greedy(logits, uniform):
+    """A sampler of one's own: the likeliest token."""
+    logprobs, ids = logits.log_softmax(-1).max(-1)
+    return ids, logprobs
 
 
 @torch.no_grad()

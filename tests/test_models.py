@@ -15,7 +15,6 @@ from rlalign.models import (
     check_quantization,
     check_tokenizer,
     compute_dtype,
-    context_length,
     load_lm,
     load_tokenizer,
     locate,
@@ -154,8 +153,3 @@ def test_adapters_on_modules_that_are_not_there_are_refused():
     section = ModelSection(lora=LoraSection(target_modules=["no_such"]))
     with pytest.raises(ConfigError, match=r"^model\.lora\.target_modules=\['no_such'\]: "):
         build_policy(section, 1.0, CPU, oracle.language_model())
-
-
-def test_the_context_is_what_the_configuration_says():
-    assert context_length(builders.gpt2(positions=33)) == 33
-    assert context_length(oracle.language_model()) == 16

@@ -162,6 +162,9 @@ def test_two_processes_resume_to_the_same_metrics(tmp_path: Path) -> None:
 
     assert launch("unbroken") == 0
     assert launch("broken", "10") != 0
+    ended = json.loads((tmp_path / "broken/a/run.json").read_text())
+    assert ended["exit_code"] == 5  # rank 1's reward failed; rank 0 wrote it down
+    assert "'sparse'" in ended["message"] and "rank 1" in ended["message"]
     assert launch("broken") == 0
     unbroken, resumed = tmp_path / "unbroken/a", tmp_path / "broken/a"
     assert json.loads((resumed / "run.json").read_text())["world_size"] == 2

@@ -71,6 +71,10 @@ class PPORun(RunConfig):
 
     ppo: PPOSection = PPOSection()
 
+    @property
+    def minibatches(self) -> int:
+        return self.ppo.minibatches
+
 
 @dataclass(frozen=True)
 class PPOBatch:
@@ -103,7 +107,7 @@ class PPO:
         self.config = config.ppo
         self.kl = config.kl
         self.sum_over_ranks: SumOverRanks = one_rank  # the trainer puts its own processes' here
-        self.budget = config.optim.micro_batch_tokens or 8192
+        self.budget = config.optim.micro_batch_tokens
         self.controller = KLController(config.kl)
         self.scale = RunningScale() if config.score.normalize else None
         self.iteration = 0
