@@ -52,7 +52,7 @@ def test_counts_that_do_not_divide_are_refused_with_the_nearest_that_do(
 def test_fewer_processes_than_asked_are_refused():
     alone = {"ACCELERATE_DYNAMO_BACKEND": "no", "MASTER_PORT": "29500"}
     with pytest.raises(
-        ConfigError, match="asked for several processes .it set MASTER_PORT. and started 1; use"
+        ConfigError, match=r"asked for several processes \(it set MASTER_PORT\) and started 1; use"
     ):
         check_world(1, alone)
     with pytest.raises(ConfigError, match="started 2 processes, but 1 found each other"):
