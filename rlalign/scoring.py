@@ -42,7 +42,7 @@ def score_rollout(
         score=score.to(device),
         token_rewards=token_rewards,
         ref_logprobs=reference_logprobs(rollout, policy, budget),
-        failures=output.skipped,
+        failures=dict(output.skipped),
     )
 
 

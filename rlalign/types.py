@@ -5,7 +5,7 @@ R rewards. Masks are bool and true on the tokens they keep.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -79,7 +79,8 @@ class ScoredRollout:
     score: Tensor  # (B,) float32: weighted, clipped, less the missing-EOS penalty; never normalised
     token_rewards: Tensor  # (B, T) float32, sums to the score; the KL is not in it
     ref_logprobs: Tensor  # (B, T) float32
-    failures: Mapping[str, int]  # samples that a reward with on_error: skip failed on, by its name
+    # samples that a reward with on_error: skip failed on, by its name
+    failures: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rollout)

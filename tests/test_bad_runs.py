@@ -256,6 +256,6 @@ def test_a_launcher_that_starts_fewer_processes_than_asked_is_refused(folder):
     )  # fmt: skip
     ours = [line for line in done.stderr.splitlines() if line.startswith("rlalign: ")]
     assert done.returncode != 0 and ours == [
-        "rlalign: the launcher was asked for several processes and started 1; "
+        "rlalign: the launcher was asked for several processes (it set MASTER_PORT) and started 1; "
         "use --config_file launch/accelerate/cpu2.yaml (accelerate's --cpu starts one only)"
     ]
