@@ -20,13 +20,6 @@ SEEDS = (0, 1, 2)
 SAMPLES = 200
 REWARDS = ("light", "space", "cheerful", "length", "ending")
 JUDGE = "judge"
-FAMILIES = {  # the quickstart's structure reward has two entries of one weight
-    "lexical": ["light"],
-    "topic": ["space"],
-    "style": ["cheerful"],
-    "structure": ["length", "ending"],
-    "the independent judge": [JUDGE],
-}
 
 
 def main() -> int:
@@ -82,10 +75,6 @@ def diversity(row: dict[str, Any]) -> float:
     return float(row["after"]["eval/distinct2"] / row["before"]["eval/distinct2"])
 
 
-def total(stats: dict[str, float], names: list[str]) -> float:
-    return sum(stats[f"eval/reward/{name}"] for name in names)
-
-
 def broken_limits(row: dict[str, Any]) -> list[str]:
     """What the quickstart promises and this seed did not keep."""
     before, after = row["before"], row["after"]
@@ -94,8 +83,9 @@ def broken_limits(row: dict[str, Any]) -> list[str]:
         "KL to the reference is 12 nats or more": after["eval/kl"] < 12.0,
         "distinct-2 fell below 85% of the reference's": diversity(row) > 0.85,
     }
-    for family, names in FAMILIES.items():
-        limits[f"{family} did not rise"] = total(after, names) > total(before, names)
+    for name in (*REWARDS, JUDGE):
+        key = f"eval/reward/{name}"
+        limits[f"{name} did not rise"] = after[key] > before[key]
     return [claim for claim, holds in limits.items() if not holds]
 
 
