@@ -167,8 +167,8 @@ class DecodeEngine:
             ended = ended | torch.tensor(hit, dtype=torch.bool, device=ids.device)
         return ended
 
-    def decode(self, ids: Tensor) -> list[str]:
-        """The text of each row of ids (B, T), exactly as written, special tokens left out."""
+    def decode(self, ids: list[list[int]]) -> list[str]:
+        """The text of each row of ids, exactly as written, special tokens left out."""
         texts: list[str] = self.tokenizer.batch_decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
@@ -180,9 +180,8 @@ class DecodeEngine:
         mask = ids >= 0  # (B, T); -1 marks what lies behind the end
         width = max(int(mask.sum(1).amax()), 1)
         ids, mask = ids[:, :width].clamp(min=0), mask[:, :width]
-        texts = [
-            self.decode(row[keep].unsqueeze(0))[0] for row, keep in zip(ids, mask, strict=True)
-        ]
+        lengths = mask.sum(1).tolist()
+        texts = self.decode([row[:n] for row, n in zip(ids.tolist(), lengths, strict=True)])
         return Rollout(
             prompts=prompts,
             response_ids=ids,

@@ -13,9 +13,12 @@ MAX_EXPONENT = 20.0
 
 # Schulman's "Approximating KL divergence" names the estimators; where each may stand follows from
 # the expectation of its gradient under the policy, see docs/correctness.md.
+IN_THE_LOSS = ("loss", "ratio_loss")
 WRONG = {
     ("k2", "reward"): "E[k2] is not the KL, so another distribution would be learnt; use k1",
     ("k3", "reward"): "its gradient is that of KL(policy|ref) - KL(ref|policy); use k1",
+    ("k2", "score"): "E[k2] is not the KL, so another distribution would be learnt; use k1",
+    ("k3", "score"): "its gradient is that of KL(policy|ref) - KL(ref|policy); use k1",
     ("k1", "loss"): "its gradient is zero in expectation; use k2, or put k1 in the reward",
     ("k3", "loss"): "its gradient is that of the forward KL(ref|policy); use k2",
     ("k2", "ratio_loss"): "E[k2] is not the KL; use k1 or k3",

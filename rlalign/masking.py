@@ -36,16 +36,18 @@ def masked_moments(
     return mean, variance
 
 
-def masked_whiten(x: Tensor, mask: Tensor, sum_over_ranks: SumOverRanks = one_rank) -> Tensor:
-    """Centre and scale (B, T) over every rank's kept tokens; biased variance; 0 elsewhere.
+def masked_whiten(
+    x: Tensor, mask: Tensor, sum_over_ranks: SumOverRanks = one_rank
+) -> tuple[Tensor, Tensor]:
+    """(B, T) centred and scaled over every rank's kept tokens, and the factor that scaled it.
 
-    A single token, or tokens that are all equal, become 0.
+    Biased variance; 0 off the mask. A single token, or tokens that are all equal, become 0.
     """
     mean, variance = masked_moments(x, mask, sum_over_ranks)
     # Below this the spread is rounding noise of the mean, and whitening would blow it up to 1.
     is_constant = variance <= (1e-6 * (1.0 + mean.abs())) ** 2
-    scale = torch.where(is_constant, 0.0, (variance + 1e-8).rsqrt())
-    return torch.where(mask, (x - mean) * scale, 0.0)
+    factor = torch.where(is_constant, 0.0, (variance + 1e-8).rsqrt())
+    return torch.where(mask, (x - mean) * factor, 0.0), factor
 
 
 def last_index(mask: Tensor) -> Tensor:

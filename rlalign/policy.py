@@ -268,11 +268,10 @@ def micro_batches(lengths: Tensor, budget: int) -> list[Tensor]:
 
     Sorting by length keeps the padding small; a row longer than the budget stands alone.
     """
-    order = torch.argsort(lengths, descending=True, stable=True).tolist()
-    longest = (int(lengths[i]) for i in order)
+    longest, order = torch.sort(lengths, descending=True, stable=True)
     groups: list[list[int]] = []
     width = 0
-    for row, length in zip(order, longest, strict=True):
+    for row, length in zip(order.tolist(), longest.tolist(), strict=True):
         if not groups or (len(groups[-1]) + 1) * width > budget:
             groups.append([])
             width = max(length, 1)

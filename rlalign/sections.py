@@ -115,10 +115,11 @@ class KLSection(Section):
     estimator: Literal["k1", "k2", "k3"] = Field(
         "k1", description="per-token estimator of the KL that is optimised"
     )
-    placement: Literal["reward", "loss", "ratio_loss"] = Field(
+    placement: Literal["reward", "score", "loss", "ratio_loss"] = Field(
         "reward",
-        description="k1 in `reward` reaches the target; `loss` (k2) and `ratio_loss` (k1, k3) drop "
-        "the effect of a token on later KL and have another optimum",
+        description="k1 reaches the target in `reward`, where each token pays for itself, and in "
+        "`score`, where a response pays at its last token; `loss` (k2) and `ratio_loss` (k1, k3) "
+        "drop the effect of a token on later KL and have another optimum",
     )
 
 

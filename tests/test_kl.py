@@ -10,10 +10,18 @@ from rlalign.config import ConfigError
 from rlalign.kl import KLController, check_kl, kl_tokens, safe_exp
 from rlalign.sections import KLSection
 
-ALLOWED = [("k1", "reward"), ("k2", "loss"), ("k1", "ratio_loss"), ("k3", "ratio_loss")]
+ALLOWED = [
+    ("k1", "reward"),
+    ("k1", "score"),
+    ("k2", "loss"),
+    ("k1", "ratio_loss"),
+    ("k3", "ratio_loss"),
+]
 REFUSED = {
     ("k2", "reward"): r"E\[k2\] is not the KL, so another distribution would be learnt; use k1",
     ("k3", "reward"): r"its gradient is that of KL\(policy\|ref\) - KL\(ref\|policy\); use k1",
+    ("k2", "score"): r"E\[k2\] is not the KL, so another distribution would be learnt; use k1",
+    ("k3", "score"): r"its gradient is that of KL\(policy\|ref\) - KL\(ref\|policy\); use k1",
     ("k1", "loss"): "its gradient is zero in expectation; use k2, or put k1 in the reward",
     ("k3", "loss"): r"its gradient is that of the forward KL\(ref\|policy\); use k2",
     ("k2", "ratio_loss"): r"E\[k2\] is not the KL; use k1 or k3",
@@ -56,7 +64,7 @@ def test_estimators_are_refused_elsewhere_with_the_reason(estimator, placement):
 
 
 def test_every_combination_is_either_allowed_or_refused():
-    assert len(ALLOWED) + len(REFUSED) == 3 * 3
+    assert len(ALLOWED) + len(REFUSED) == 3 * 4
 
 
 def controller(**settings: float) -> KLController:

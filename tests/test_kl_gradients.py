@@ -3,6 +3,7 @@
 A response's tokens are weighed by its probability, so every sum here is an expectation.
 """
 
+from copy import deepcopy
 from dataclasses import replace
 
 import builders
@@ -11,7 +12,6 @@ import pytest
 import torch
 from enumeration import distance, every_response, gradient, token_logprobs
 from torch import Tensor
-from torch.testing import assert_close
 
 from rewards.compose import RewardSet, parse_entries
 from rlalign.algorithms.ppo import PPO, PPOBatch, PPORun
@@ -19,9 +19,9 @@ from rlalign.config import from_mapping
 from rlalign.gae import gae
 from rlalign.kl import kl_tokens
 from rlalign.policy import Policy, tensors
-from rlalign.scoring import score_rollout
+from rlalign.scoring import score_given, score_rollout
 from rlalign.sections import KLSection, ScoreSection
-from rlalign.types import Norm
+from rlalign.types import Norm, ScoredRollout
 
 ROLLOUT = every_response()
 BETA = 0.3
@@ -91,7 +91,7 @@ def in_loss(policy: Policy, estimator: str, placement: str) -> Tensor:
     leaf = logprobs.detach().requires_grad_()
     ratio = (leaf - logprobs.detach()).exp()
     zero = torch.zeros_like(leaf)
-    batch = PPOBatch(ROLLOUT, reference_logprobs(policy), zero, zero, zero, zero)
+    batch = PPOBatch(ROLLOUT, reference_logprobs(policy), zero, zero, zero, zero, torch.ones(()))
     term = objective(estimator, placement)._kl_loss(leaf, ratio, batch, Norm(1.0, 1.0))
     (by_token,) = torch.autograd.grad(term, leaf)
     weights = probabilities(policy).unsqueeze(1) * by_token
@@ -138,29 +138,72 @@ def test_the_kl_of_each_token_drops_what_a_token_does_to_later_ones(policy):
     assert distance(per_token_kl(policy, "reverse"), sequence_kl(policy)) > 0.02
 
 
-@pytest.mark.parametrize("normalize", [False, True])
-def test_ppos_first_gradient_is_that_of_score_less_beta_kl(policy, normalize):
-    """prepare and loss together, with dense credit; normalising scales score and KL alike."""
-    config = from_mapping(
-        PPORun,
-        oracle.config(
-            ppo={"gae_lambda": 1.0, "vf_coef": 0.0, "advantage_norm": "none"},
-            kl={"coef": BETA},
-            score={"normalize": normalize},
-        ),
-        rewards_given=True,
-    )
-    ppo = PPO(config)
+def scored_by_rate(policy: Policy) -> ScoredRollout:
+    """Every response with three points for its share of 'c', credited word by word."""
     rate = {"rate": {"kind": "lexical.word_rate", "words": ["c"], "weight": 3.0}}
-    scored = score_rollout(
+    return score_rollout(
         ROLLOUT, RewardSet(parse_entries(rate)), ScoreSection(), policy, oracle.tokenizer(), 10_000
     )
-    batch, _ = ppo.prepare(policy, scored)
-    weighed = replace(batch, advantages=batch.advantages * probabilities(policy).unsqueeze(1))
-    ours = gradient(policy, -ppo.loss(policy, weighed, Norm(1.0, 1.0)).loss)
+
+
+def ppo_of(placement: str, normalize: bool = False, norm: str = "none") -> PPO:
+    return PPO(
+        from_mapping(
+            PPORun,
+            oracle.config(
+                ppo={"gae_lambda": 1.0, "vf_coef": 0.0, "advantage_norm": norm, "clip": 1e3},
+                kl={"coef": BETA, "placement": placement},
+                score={"normalize": normalize},
+            ),
+            rewards_given=True,
+        )
+    )
+
+
+def of_the_surrogate(ppo: PPO, policy: Policy, batch: PPOBatch, weights: Tensor) -> Tensor:
+    """The gradient that PPO's loss climbs, each response weighed by how often it is sampled."""
+    by_weight = weights.unsqueeze(1)
+    weighed = replace(
+        batch,
+        advantages=batch.advantages * by_weight,
+        advantage_scale=batch.advantage_scale * by_weight,
+    )
+    return gradient(policy, -ppo.loss(policy, weighed, Norm(1.0, 1.0)).loss)
+
+
+def of_the_aim(policy: Policy, score: Tensor) -> Tensor:
+    """Gradient of E[score] - beta KL(policy | reference)."""
     own = token_logprobs(policy, ROLLOUT).sum(1)
     kl = own - reference_logprobs(policy).sum(1)
-    exact = gradient(policy, (own.exp() * (scored.score - BETA * kl)).sum())
+    return gradient(policy, (own.exp() * (score - BETA * kl)).sum())
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("placement", ["reward", "score"])
+def test_ppos_first_gradient_is_that_of_score_less_beta_kl(policy, placement, normalize):
+    """prepare and loss together, with dense credit; normalising scales score and KL alike."""
+    ppo, scored = ppo_of(placement, normalize), scored_by_rate(policy)
+    batch, _ = ppo.prepare(policy, scored)
+    ours = of_the_surrogate(ppo, policy, batch, probabilities(policy))
     spread = float(scored.score.std(correction=0)) if normalize else 1.0
     assert abs(spread - 1.0) > 0.05 or not normalize
-    assert_close(distance(ours * spread, exact), 0.0, rtol=0, atol=1e-4)
+    assert distance(ours * spread, of_the_aim(policy, scored.score)) < 1e-4
+
+
+@pytest.mark.parametrize("norm", ["none", "whiten"])
+@pytest.mark.parametrize("placement", ["reward", "score"])
+def test_an_update_that_arrives_at_the_target_rests_there(policy, placement, norm):
+    """On samples of before. With their KL alone, later steps are pulled on, past the target."""
+    target, aside = deepcopy(policy), builders.seeded(2)
+    with torch.no_grad():
+        for p in target.lm.parameters():
+            p += 0.03 * torch.randn(p.shape, generator=aside)
+        ratio = token_logprobs(target, ROLLOUT).sum(1) - reference_logprobs(policy).sum(1)
+    scored = score_given(ROLLOUT, (BETA * ratio).tolist(), policy, 10_000)
+    ppo = ppo_of(placement, norm=norm)
+    batch, _ = ppo.prepare(policy, scored)
+    sampled = probabilities(policy)
+    before = of_the_surrogate(ppo, policy, batch, sampled).norm()
+    assert float(of_the_surrogate(ppo, target, batch, sampled).norm() / before) < 1e-4
+    stale = replace(batch, advantage_scale=torch.tensor(0.0))
+    assert float(of_the_surrogate(ppo, target, stale, sampled).norm() / before) > 0.1

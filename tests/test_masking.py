@@ -30,24 +30,24 @@ def test_no_gradient_flows_from_outside_the_mask():
 
 def test_whitening_uses_the_biased_variance():
     x, mask = torch.tensor([[1.0, 3.0, 7.0]]), torch.tensor([[True, True, False]])
-    assert_close(masked_whiten(x, mask), torch.tensor([[-1.0, 1.0, 0.0]]))  # unbiased: +-0.71
+    assert_close(masked_whiten(x, mask)[0], torch.tensor([[-1.0, 1.0, 0.0]]))  # unbiased: +-0.71
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -3.7, 1e6])
 def test_equal_values_whiten_to_zero(value):
     x = torch.full((3, 7), value)
-    assert_close(masked_whiten(x, torch.ones(3, 7, dtype=torch.bool)), torch.zeros(3, 7))
+    assert_close(masked_whiten(x, torch.ones(3, 7, dtype=torch.bool))[0], torch.zeros(3, 7))
 
 
 def test_a_single_token_whitens_to_zero():
-    assert_close(masked_whiten(torch.tensor([[5.0]]), torch.tensor([[True]])), torch.zeros(1, 1))
+    assert_close(masked_whiten(torch.tensor([[5.0]]), torch.tensor([[True]]))[0], torch.zeros(1, 1))
 
 
 def test_a_small_spread_around_a_large_mean_is_kept():
     x = 1000.0 + torch.tensor([[0.0, 0.1, 0.2, 0.3]])
     _, variance = masked_moments(x, torch.ones(1, 4, dtype=torch.bool))
     assert_close(variance, torch.tensor(0.0125), rtol=1e-2, atol=0.0)
-    whitened = masked_whiten(x, torch.ones(1, 4, dtype=torch.bool))
+    whitened = masked_whiten(x, torch.ones(1, 4, dtype=torch.bool))[0]
     assert_close(whitened.std(correction=0), torch.tensor(1.0), rtol=1e-3, atol=0.0)
 
 
@@ -57,9 +57,9 @@ def test_whitening_is_over_all_ranks():
     parts = [slice(0, 2), slice(2, 6)]  # ranks with different numbers of tokens
 
     def whiten(rank, sum_over_ranks):
-        return masked_whiten(x[parts[rank]], mask[parts[rank]], sum_over_ranks)
+        return masked_whiten(x[parts[rank]], mask[parts[rank]], sum_over_ranks)[0]
 
-    assert_close(torch.cat(on_two_ranks(whiten)), masked_whiten(x, mask))
+    assert_close(torch.cat(on_two_ranks(whiten)), masked_whiten(x, mask)[0])
 
 
 def test_last_index_is_the_last_kept_token():

@@ -16,9 +16,9 @@ from rlalign.algorithms.ppo import PPO, PPORun
 from rlalign.config import from_mapping
 from rlalign.policy import logprobs_only, tensors
 from rlalign.session import Session
-from rlalign.trainer import Trainer
+from rlalign.trainer import Trainer, schedule
 
-ITERATIONS, SAMPLES = 380, 1024  # 389,120 samples
+ITERATIONS, SAMPLES = 320, 512  # 163,840 samples
 SEEDS = (0, 1, 2)
 LR = 1e-3
 CASES = {  # reward, r / beta, temperature
@@ -31,17 +31,15 @@ CASES = {  # reward, r / beta, temperature
 
 def session_of(reward: oracle.Reward, r_over_beta: float, temperature: float, seed: int) -> Session:
     settings = oracle.config(
-        kl={"coef": 1.0 / r_over_beta},
+        kl={"coef": 1.0 / r_over_beta, "placement": "score"},
         sampling={"max_new_tokens": oracle.MAX_LENGTH, "temperature": temperature},
         train={"iterations": ITERATIONS, "samples": SAMPLES, "seed": seed},
-        optim={"schedule": "cosine", "betas": [0.9, 0.999]},
+        optim={"schedule": "cosine", "warmup_iterations": 40},
         ppo={
             "epochs": 1,
-            "minibatches": 1,
+            "minibatches": 2,
             "lr": LR,
-            "value_lr": 3e-3,
-            "gae_lambda": 1.0,
-            "value_clip": None,
+            "value_lr": 1e-2,
         },
     )
     return Session(
@@ -70,10 +68,10 @@ def policy_gradient(
     """The plain baseline: REINFORCE on score - beta KL with the other samples' mean subtracted."""
     session = session_of(reward, r_over_beta, temperature, seed)
     trainer = Trainer(session, PPO(session.config))  # type: ignore[arg-type]
-    optimizer = torch.optim.Adam(session.policy.lm.parameters(), fused=True)
+    optim = session.config.optim
+    optimizer = torch.optim.Adam(session.policy.lm.parameters(), betas=optim.betas, fused=True)
     for iteration in range(ITERATIONS):
         trainer.iteration = iteration
-        rate = LR * 0.5 * (1.0 + math.cos(math.pi * iteration / ITERATIONS))
         scored = trainer.score(trainer.generate())
         logprobs = session.policy(*tensors(scored.rollout), logprobs_only)["logprobs"].sum(1)
         kl = logprobs.detach() - scored.ref_logprobs.sum(1)
@@ -85,7 +83,7 @@ def policy_gradient(
             n = same.sum()
             advantage[same] = (gain[same] - gain[same].mean()) * n / (n - 1)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = LR * schedule(session.config, iteration)
         optimizer.zero_grad()
         (-(advantage * logprobs).mean()).backward()
         optimizer.step()

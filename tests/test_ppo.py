@@ -27,6 +27,7 @@ ROLLOUT = builders.rollout(
 )
 MASK = ROLLOUT.action_mask
 SCORES = [1.0, -2.0, 0.5, 3.0]
+ONE = torch.ones(())
 NORM = Norm(tokens=float(MASK.sum()), sequences=4.0)
 
 
@@ -64,7 +65,7 @@ def by_hand(ratios, advantages, **sections):
     row = builders.rollout(["b"], extra_padding=1)
     zero = torch.zeros(1, 3)
     advantages = torch.tensor([[*advantages, 1e6]])
-    batch = PPOBatch(row, zero, zero, zero, advantages, zero)
+    batch = PPOBatch(row, zero, zero, zero, advantages, zero, 0 * ONE)  # no KL is charged
     logprobs = torch.tensor([[*ratios, 1e6]]).log()
     return PPO(settings(**sections)).loss(given(logprobs), batch, Norm(2.0, 1.0))
 
@@ -93,6 +94,34 @@ def test_token_rewards_are_the_credit_less_beta_times_k1():
     assert_close(batch.returns, returns)
 
 
+def test_a_score_that_pays_the_kl_pays_all_of_it_at_the_last_action():
+    _, _, scored, batch, _ = prepared(
+        kl={"coef": 0.3, "placement": "score"},
+        ppo={"advantage_norm": "none", "gae_lambda": 0.9, "gamma": 0.8},
+    )
+    kl = torch.where(MASK, batch.old_logprobs - scored.ref_logprobs, 0.0).sum(1)
+    assert float(kl.abs().max()) > 0.05
+    rewards = scored.token_rewards.clone()
+    for row, nats in enumerate(kl):
+        last = int(MASK[row].nonzero().max())
+        rewards[row, last] -= 0.3 * nats
+    advantages, _ = gae(rewards, batch.old_values, MASK, gamma=0.8, lam=0.9)
+    assert_close(batch.advantages, advantages)
+
+
+@pytest.mark.parametrize("placement, nats", [("score", (-0.5, -1.0)), ("reward", (0.0, -2.0))])
+def test_the_kl_that_is_charged_follows_the_policy_through_the_update(placement, nats):
+    """By hand: the tokens moved by ln 2 and -2 ln 2, later nats at half their price."""
+    row = builders.rollout(["b"])
+    zero = torch.zeros(1, 2)
+    batch = PPOBatch(row, zero, zero, zero, zero + 1.0, zero, torch.tensor(3.0))
+    kl = {"coef": 0.2, "placement": placement}
+    ppo = PPO(settings(ppo={"clip": 10.0, "gae_lambda": 0.5}, kl=kl))
+    loss = ppo.loss(given(torch.tensor([[2.0, 0.25]]).log()), batch, Norm(2.0, 1.0)).loss
+    first, second = (1.0 - 3.0 * 0.2 * math.log(2.0) * n for n in nats)
+    assert_close(loss, torch.tensor(-(2.0 * first + 0.25 * second) / 2))
+
+
 @pytest.mark.parametrize("placement, estimator", [("loss", "k2"), ("ratio_loss", "k3")])
 def test_a_kl_in_the_loss_is_not_in_the_reward_as_well(placement, estimator):
     kl = {"coef": 0.3, "placement": placement, "estimator": estimator}
@@ -107,7 +136,7 @@ def test_advantages_are_whitened_and_returns_are_from_before():
     kept = batch.advantages[MASK]
     assert_close(kept.mean(), torch.tensor(0.0), rtol=0, atol=1e-6)
     assert_close(kept.std(correction=0), torch.tensor(1.0))
-    assert_close(batch.advantages, masked_whiten(plain.advantages, MASK))
+    assert_close(batch.advantages, masked_whiten(plain.advantages, MASK)[0])
     assert bool((batch.advantages[~MASK] == 0).all())
     assert_close(batch.returns, torch.where(MASK, plain.advantages + plain.old_values, 0.0))
 
@@ -191,7 +220,7 @@ def test_values_are_clipped_around_the_rollouts():
     zero = torch.zeros(1, 4)
     old, new = torch.tensor([[1.0, 1.0, 1.0, 9.0]]), torch.tensor([[1.5, 1.5, 1.1, -9.0]])
     returns = torch.tensor([[2.0, 0.0, 1.0, 0.0]])
-    batch = PPOBatch(row, zero, zero, old, zero, returns)
+    batch = PPOBatch(row, zero, zero, old, zero, returns, ONE)
 
     def value_loss(**section) -> float:
         ppo = PPO(settings(ppo=section))
@@ -204,7 +233,9 @@ def test_values_are_clipped_around_the_rollouts():
 
 def test_the_loss_weighs_its_parts():
     row, zero = builders.rollout([""]), torch.zeros(1, 1)
-    batch = PPOBatch(row, zero, zero, zero, torch.tensor([[2.0]]), torch.tensor([[3.0]]))
+    batch = PPOBatch(
+        row, zero, zero, zero, torch.tensor([[2.0]]), torch.tensor([[3.0]]), torch.tensor(0.0)
+    )
     ppo = PPO(settings(ppo={"vf_coef": 0.5, "entropy_coef": 0.25, "value_clip": None}))
     loss = ppo.loss(given([[0.0]], [[1.0]], [[0.8]]), batch, Norm(1.0, 1.0)).loss
     # -advantage, half the squared error, and entropy, which is a gain
@@ -226,7 +257,9 @@ def loss_and_gradients(ppo, policy, batch):
     return out, {name: p.grad.clone() for name, p in policy.trainable().items()}
 
 
-@pytest.mark.parametrize("kl", [{}, {"placement": "loss", "estimator": "k2"}])
+@pytest.mark.parametrize(
+    "kl", [{}, {"placement": "score"}, {"placement": "loss", "estimator": "k2"}]
+)
 def test_the_loss_ignores_tokens_after_eos(kl):
     policy, ppo, _, batch, _ = prepared(kl=kl, ppo={"entropy_coef": 0.1})
     clean, gradients = loss_and_gradients(ppo, policy, batch)
@@ -239,6 +272,7 @@ def test_the_loss_ignores_tokens_after_eos(kl):
         batch.old_values + junk,
         batch.advantages + junk,
         batch.returns - junk,
+        batch.advantage_scale,
     )
     out, scrambled_gradients = loss_and_gradients(ppo, policy, scrambled)
     assert_close(out.loss, clean.loss)

@@ -9,8 +9,15 @@ from pydantic import Field
 from torch import Tensor
 
 from rlalign.gae import gae
-from rlalign.kl import KLController, check_kl, kl_tokens, safe_exp
-from rlalign.masking import SumOverRanks, masked_moments, masked_sum, masked_whiten, one_rank
+from rlalign.kl import IN_THE_LOSS, KLController, check_kl, kl_tokens, safe_exp
+from rlalign.masking import (
+    SumOverRanks,
+    last_index,
+    masked_moments,
+    masked_sum,
+    masked_whiten,
+    one_rank,
+)
 from rlalign.policy import (
     Policy,
     TokenFn,
@@ -84,6 +91,7 @@ class PPOBatch:
     old_values: Tensor  # (B, T)
     advantages: Tensor  # (B, T), whitened over every rank's real tokens
     returns: Tensor  # (B, T)
+    advantage_scale: Tensor  # () what a point of score became in the advantages
 
     def rows(self, index: Tensor) -> "PPOBatch":
         """The chosen samples, trimmed to the longest of them."""
@@ -96,6 +104,7 @@ class PPOBatch:
             old_values=self.old_values[index, :width],
             advantages=self.advantages[index, :width],
             returns=self.returns[index, :width],
+            advantage_scale=self.advantage_scale,
         )
 
 
@@ -125,23 +134,38 @@ class PPO:
         rollout, mask = scored.rollout, scored.rollout.action_mask
         old = evaluate_rollout(policy, rollout, all_outputs, self.budget)
         kl = torch.where(mask, kl_tokens(old["logprobs"], scored.ref_logprobs), 0.0)  # (B, T), k1
-        token_rewards = scored.token_rewards
-        if self.kl.placement == "reward":
-            token_rewards = token_rewards - self.controller.coef * kl
+        scale = 1.0
         if self.scale is not None:
-            # Score and KL are divided alike, which leaves the optimum where it was.
-            token_rewards = token_rewards / self.scale.update(scored.score, self.sum_over_ranks)
-        config = self.config
+            scale = self.scale.update(scored.score, self.sum_over_ranks)
+        # Score and KL are divided alike, which leaves the optimum where it was.
+        token_rewards = (scored.token_rewards - self._kl_charge(kl, mask)) / scale
+        config, factor = self.config, kl.new_ones(())
         advantages, returns = gae(
             token_rewards, old["values"], mask, config.gamma, config.gae_lambda
         )
         stats = self._rollout_stats(scored, kl, old, returns)
         if config.advantage_norm == "whiten":
-            advantages = masked_whiten(advantages, mask, self.sum_over_ranks)
+            advantages, factor = masked_whiten(advantages, mask, self.sum_over_ranks)
         batch = PPOBatch(
-            rollout, scored.ref_logprobs, old["logprobs"], old["values"], advantages, returns
+            rollout=rollout,
+            ref_logprobs=scored.ref_logprobs,
+            old_logprobs=old["logprobs"],
+            old_values=old["values"],
+            advantages=advantages,
+            returns=returns,
+            advantage_scale=factor / scale,
         )
         return batch, stats
+
+    def _kl_charge(self, kl: Tensor, mask: Tensor) -> Tensor:
+        """(B, T) what each token's reward loses to `kl` (B, T) nats."""
+        if self.kl.placement == "reward":
+            return self.controller.coef * kl
+        charge = torch.zeros_like(kl)
+        if self.kl.placement == "score":
+            at_end = last_index(mask).unsqueeze(1)
+            charge.scatter_(1, at_end, self.controller.coef * kl.sum(1, keepdim=True))
+        return charge
 
     def _rollout_stats(
         self, scored: ScoredRollout, kl: Tensor, old: dict[str, Tensor], returns: Tensor
@@ -177,18 +201,22 @@ class PPO:
             yield from order.tensor_split(min(self.config.minibatches, size))
 
     def loss(self, policy: torch.nn.Module, batch: PPOBatch, norm: Norm) -> LossOutput:
-        """Clipped surrogate, clipped value loss and entropy bonus (Schulman 2017, eq. 7 and 9)."""
+        """Clipped surrogate, clipped value loss and entropy bonus (Schulman 2017, eq. 7 and 9).
+
+        The KL that is charged is the one of the policy as it is now: with the rollout's alone,
+        every step after the first would be pulled past the target.
+        """
         config, mask = self.config, batch.rollout.action_mask
         out = policy(*tensors(batch.rollout), self._token_fn())
         log_ratio = torch.where(mask, out["logprobs"] - batch.old_logprobs, 0.0)  # (B, T)
         ratio = safe_exp(log_ratio)
+        advantages = batch.advantages - self._kl_since(log_ratio.detach(), batch)
         surrogate = torch.min(
-            ratio * batch.advantages,
-            ratio.clamp(1 - config.clip, 1 + config.clip) * batch.advantages,
+            ratio * advantages, ratio.clamp(1 - config.clip, 1 + config.clip) * advantages
         )
         if config.dual_clip is not None:
-            floor = config.dual_clip * batch.advantages
-            surrogate = torch.where(batch.advantages < 0, surrogate.max(floor), surrogate)
+            floor = config.dual_clip * advantages
+            surrogate = torch.where(advantages < 0, surrogate.max(floor), surrogate)
         policy_loss = -masked_sum(surrogate, mask) / norm.tokens
         value_loss = masked_sum(self._value_error(out["values"], batch), mask) / norm.tokens
         loss = config.vf_coef * value_loss
@@ -205,9 +233,16 @@ class PPO:
         }
         if config.entropy_coef > 0 and not is_warming_up:
             loss = loss - config.entropy_coef * masked_sum(out["entropy"], mask) / norm.tokens
-        if self.kl.placement != "reward":
+        if self.kl.placement in IN_THE_LOSS:
             stats["kl/loss"] = kl_loss
         return LossOutput(loss, {name: x.detach() for name, x in stats.items()})
+
+    def _kl_since(self, log_ratio: Tensor, batch: PPOBatch) -> Tensor:
+        """(B, T) how much the KL that the policy has gained since the rollout takes off."""
+        mask, config = batch.rollout.action_mask, self.config
+        charge, no_values = self._kl_charge(log_ratio, mask), torch.zeros_like(log_ratio)
+        lost, _ = gae(charge, no_values, mask, config.gamma, config.gae_lambda)
+        return batch.advantage_scale * lost
 
     def _token_fn(self) -> TokenFn:
         if self.iteration < self.config.critic_warmup:
@@ -224,8 +259,8 @@ class PPO:
         return 0.5 * error
 
     def _kl_loss(self, logprobs: Tensor, ratio: Tensor, batch: PPOBatch, norm: Norm) -> Tensor:
-        """The KL term of the loss; 0 where the KL is part of the reward."""
-        if self.kl.placement == "reward":
+        """The KL term of the loss; 0 where the KL is part of what is rewarded."""
+        if self.kl.placement not in IN_THE_LOSS:
             return ratio.new_zeros(())
         kl = kl_tokens(logprobs, batch.ref_logprobs, self.kl.estimator)
         if self.kl.placement == "ratio_loss":
@@ -281,10 +316,10 @@ def optimum_warnings(config: PPORun) -> list[str]:
         lines.append(f"ppo.gamma={ppo.gamma}: late rewards count less, so the optimum is another")
     if ppo.entropy_coef > 0:
         lines.append(f"ppo.entropy_coef={ppo.entropy_coef}: the bonus flattens the optimum")
-    if kl.placement != "reward":
+    if kl.placement in IN_THE_LOSS:
         lines.append(
             f"kl.placement={kl.placement}: a token's effect on later KL is dropped, so the optimum "
-            "is another; kl.placement=reward is exact"
+            "is another; kl.placement=reward and kl.placement=score are exact"
         )
     if kl.target is not None:
         lines.append(f"kl.target={kl.target}: beta moves; the target is the one of the final beta")

@@ -13,6 +13,7 @@ from torch import nn
 from rewards.spec import ENTRY_KEYS
 from rlalign.evaluate import Evaluation
 from rlalign.files import write_atomically
+from rlalign.kl import IN_THE_LOSS
 from rlalign.metrics import bootstrap, difference
 from rlalign.redact import redact_mapping
 from rlalign.report.visible import escape_markdown
@@ -142,7 +143,7 @@ def _target(config: RunConfig, kl_coef: float | None) -> str:
             if kl_coef is not None
             else f"β started there and was adapted towards {kl.target:g} nats of KL."
         )
-    if kl.placement != "reward":
+    if kl.placement in IN_THE_LOSS:
         notes.append("The KL was a term of the loss, which has a somewhat different optimum.")
     if not config.kl.coef and kl_coef is None:
         return f"## Target\n\nThe largest score, {', '.join(terms)}, with no price on the KL."

@@ -196,8 +196,8 @@ def test_unclear_signatures_are_refused():
     refused("parameter name 'weight' is reserved", f=reserved)
     refused("reads no data", f=no_data)
     refused("annotation names something unknown", f=dangling)
-    refused(r"^later \(tests/rewards/test_registry\.py:\d+\) is async; ", f=later)
-    refused(r"^Later \(tests/rewards/test_registry\.py:\d+\) is async; ", f=Later)
+    refused(r"^later \(tests/test_rewards/test_registry\.py:\d+\) is async; ", f=later)
+    refused(r"^Later \(tests/test_rewards/test_registry\.py:\d+\) is async; ", f=Later)
     with pytest.raises(RewardConfigError, match=r"^Later \(.* is async; "):
         from_function(partial(Later()))
     refused("reads no data", f=Dataless)
@@ -227,7 +227,7 @@ def test_the_description_shows_what_a_user_needs():
     page = str(describe("own.length"))
     assert describe("own.length").summary == "Length."
     for part in (
-        "own.length   tests/rewards/test_registry.py:", "bounds: 0 to 9", "reads: completions",
+        "own.length   tests/test_rewards/test_registry.py:", "bounds: 0 to 9", "reads: completions",
         "words: list[str]   (required)", "n: int   (default 2)   how many",
         "mode: Literal['any', 'no']   (default 'any')",
         'example: {"kind": "own.length", "words": ["a"]}',

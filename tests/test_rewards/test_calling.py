@@ -57,7 +57,7 @@ def test_arrays_and_tensors_are_taken():
     ],
 )
 def test_what_is_no_finite_number_is_refused_with_the_sample(value, message):
-    where = r"reward 'returned' \(returned, tests/rewards/test_calling\.py:\d+\) "
+    where = r"reward 'returned' \(returned, tests/test_rewards/test_calling\.py:\d+\) "
     with pytest.raises(RewardError, match=where + message):
         returns(0.0, value)(["", ""], ["a", "b\n"])
 
@@ -84,7 +84,7 @@ def test_a_reward_that_raises_is_named_with_the_sample_at_fault():
 
     with pytest.raises(RewardError) as caught:
         RewardSet([], [picky])([""] * 3, ["a", "bb", ""])
-    assert "reward 'picky' (picky, tests/rewards/test_calling.py:" in str(caught.value)
+    assert "reward 'picky' (picky, tests/test_rewards/test_calling.py:" in str(caught.value)
     assert str(caught.value).endswith("raised ZeroDivisionError: division by zero for sample 2: ''")
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
@@ -122,7 +122,7 @@ def test_a_class_that_exits_before_training_is_named(leaves, what):
 
         def __call__(self, completions: list[str]) -> list[float]: ...
 
-    where = r"^rewards\.x \(own\.leaving, tests/rewards/test_calling\.py:\d+\) cannot be "
+    where = r"^rewards\.x \(own\.leaving, tests/test_rewards/test_calling\.py:\d+\) cannot be "
     with pytest.raises(RewardConfigError, match=f"{where}{what}$"):
         RewardSet([RewardEntry("x", "own.leaving")])
 
