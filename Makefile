@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The build tool is installed beside the rest, so an editable install fetches nothing by itself.
 INSTALL := $(PIP) install -q -c constraints.txt
 JOB_EXTRAS := embedded,classifiers
-TEST_EXTRAS := embedded,classifiers,trackers,sweep,dev
+TEST_EXTRAS := embedded,classifiers,trackers,dev
 # One plain process, said in full: `accelerate launch` lists every value that it had to guess.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 \
 	--mixed_precision no --dynamo_backend no
@@ -20,7 +20,7 @@ LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 \
 .PHONY: help ppo test prove seeds env env-test models clean distclean
 
 help:
-	@echo 'make ppo        steer the embedded model with four rewards   (ARGS="--train.iterations=80")'
+	@echo 'make ppo        steer the embedded model with rewards        (ARGS="--train.iterations=80")'
 	@echo 'make test       ruff, mypy and pytest                        (ARGS="-k gae" goes to pytest)'
 	@echo 'make prove      the slow proofs: the oracle over seeds'
 	@echo 'make seeds      learning curves: the quickstart with three seeds, and its table of results'

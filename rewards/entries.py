@@ -83,7 +83,7 @@ def _parse(name: str, entry: Any) -> RewardEntry:
         raise RewardConfigError(f"{where}.kind={kind!r} is not text")
     spec = registry.get(kind, where)
     for key, reason in _NOT_YET.items():
-        if entry.get(key) not in (None, False):
+        if entry.get(key) is not None and entry[key] is not False:
             raise RewardConfigError(f"{where}.{key} {reason}")
     given = {key: entry[key] for key in _Options.__annotations__ if key in entry}
     try:
@@ -107,10 +107,16 @@ def entries_json_schema() -> dict[str, Any]:
     }
 
 
-def _kind_schema(kind: str) -> dict[str, Any]:
-    schema, shared = registry.json_schema(kind), _options.json_schema()["properties"]
+def options_json_schema() -> dict[str, Any]:
+    """The JSON Schema of what an entry of any kind takes beside the kind's own parameters."""
+    schema = _options.json_schema()
     for name, default in (("weight", 1.0), ("scale", 1.0), ("clip", None), ("on_error", "raise")):
-        shared[name]["default"] = default
+        schema["properties"][name]["default"] = default
+    return schema
+
+
+def _kind_schema(kind: str) -> dict[str, Any]:
+    schema, shared = registry.json_schema(kind), options_json_schema()["properties"]
     schema["properties"] = {"kind": {"const": kind}, **shared, **schema.get("properties", {})}
     schema["required"] = ["kind", *schema.get("required", [])]
     return schema

@@ -16,8 +16,9 @@ from rewards.patterns import Pattern, compile_pattern, encodable
 from rewards.registry import reward
 from rewards.words import whole_words
 
-Count = Annotated[int, Field(ge=0)]
-Slack = Annotated[int, Field(ge=0, description="how far outside the range the value reaches 0")]
+Fewest = Annotated[int, Field(ge=0, description="fewest that are right")]
+Most = Annotated[int | None, Field(ge=0, description="most that are right; null: no bound")]
+Slack = Annotated[int, Field(ge=0, description="how many outside the range the value reaches 0")]
 
 _CLOSERS = "\"'\u2019\u201d\u00bb\u203a\u300d\u300f)]}*_`"
 _MARKS = ".!?\u2026\u3002\uff01\uff1f\u061f\u0964"
@@ -40,7 +41,7 @@ class WordCount:
     scripts without spaces a character counts as a word.
     """
 
-    def __init__(self, *, min: Count = 0, max: Count | None = None, slack: Slack = 0) -> None:
+    def __init__(self, *, min: Fewest = 0, max: Most = None, slack: Slack = 0) -> None:
         self.min, self.max, self.slack = _range(min, max), max, slack
 
     def __call__(self, completions: list[str]) -> list[float]:
@@ -57,7 +58,7 @@ class Sentences:
     in it counts as one.
     """
 
-    def __init__(self, *, min: Count = 0, max: Count | None = None, slack: Slack = 0) -> None:
+    def __init__(self, *, min: Fewest = 0, max: Most = None, slack: Slack = 0) -> None:
         self.min, self.max, self.slack = _range(min, max), max, slack
 
     def __call__(self, completions: list[str]) -> list[float]:

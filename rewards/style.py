@@ -62,7 +62,10 @@ class Classifier:
         *,
         model: Annotated[str, Field(min_length=1, description="hub id or local directory")],
         label: Annotated[str | int, Field(description="the label's name or number")] = 0,
-        output: Literal["probability", "logit"] = "probability",
+        output: Annotated[
+            Literal["probability", "logit"],
+            Field(description="from 0 to 1, or the unbounded number before the softmax"),
+        ] = "probability",
         chat: Annotated[
             bool | None,
             Field(

@@ -77,7 +77,7 @@ class Similarity:
     example={"label": "sports", "labels": ["sports", "politics", "science"]},
 )
 class Classifier:
-    """Probability that the completion belongs to `label`.
+    """Probability, from 0 to 1, that the completion belongs to `label`.
 
     `zero-shot` needs no training: softmax over `labels` of the cosine between the embeddings of
     the text and of the label in `template`, divided by `temperature`; uniform for a blank text.
@@ -91,8 +91,18 @@ class Classifier:
         labels: Annotated[
             list[str] | None, Field(description="zero-shot: every label, `label` among them")
         ] = None,
-        backend: Literal["zero-shot", "sequence"] = "zero-shot",
-        model: EmbeddingModel = "all-minilm-l6-v2",
+        backend: Annotated[
+            Literal["zero-shot", "sequence"],
+            Field(description="by embeddings of the labels, or by a trained classifier"),
+        ] = "zero-shot",
+        model: Annotated[
+            str,
+            Field(
+                min_length=1,
+                description="zero-shot: a sentence-transformers model; sequence: a sequence "
+                "classifier; embedded, hub id or path",
+            ),
+        ] = "all-minilm-l6-v2",
         temperature: Annotated[
             float, Field(gt=0, description="zero-shot: the smaller, the surer")
         ] = 0.05,

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from rlalign import loop
-from rlalign.algorithms.ppo import PPO, PPORun, optimum_warnings
+from rlalign.algorithms.ppo import PPO, PPORun
 from rlalign.config import from_mapping
 from rlalign.loop import Result
 from rlalign.runs import check_run
@@ -64,7 +64,7 @@ def open_trainer(
     """
     settings = resolve(config, model, overrides)
     objective = PPO(settings)
-    for line in optimum_warnings(settings):
+    for line in objective.warnings:
         say(f"warning: {line}")
     with no_progress_bars():
         session = Session(

@@ -170,6 +170,7 @@ class _Run:
                 [name for name in self.session.reward_set.names if name not in config.rewards],
                 base=name_of_given(self.session.policy.lm) if self.session.given_lm else None,
                 prompts=GIVEN_PROMPTS if self.session.given_prompts else None,
+                caveats=self.trainer.objective.warnings,
             )
             self._draw()
             self.view.final(folder, self.before, self.after)

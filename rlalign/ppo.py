@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from rlalign.algorithms.ppo import PPO, PPORun, optimum_warnings
+from rlalign.algorithms.ppo import PPO, PPORun
 from rlalign.config import load_config
 from rlalign.exits import run_safely
 from rlalign.loop import train
@@ -20,9 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def job() -> None:
         config = load_config(PPORun, arguments, default=QUICKSTART)
-        for line in optimum_warnings(config):
-            say(f"warning: {line}")
         objective = PPO(config)
+        for line in objective.warnings:
+            say(f"warning: {line}")
         if is_rank_zero():
             check_run(config.run)
         with Session(config) as session:

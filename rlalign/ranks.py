@@ -23,6 +23,7 @@ class Ranks:
     """Accelerate's processes: sums, maxima and messages over all of them."""
 
     def __init__(self) -> None:
+        refuse_sharding(dict(os.environ))
         # Without cpu=True, a machine with no accelerator reports rank 0 of 1 whatever was launched.
         # Mixed precision is the policy's own, the same in sampling, training and reference.
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
@@ -89,6 +90,16 @@ class Ranks:
     def close(self) -> None:
         """Take the process group down, where there is one, so that the exit is clean."""
         self.accelerator.end_training()
+
+
+def refuse_sharding(environment: dict[str, str]) -> None:
+    """Refuse launchers that split the weights: sampling would wait for shards for ever."""
+    for variable, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "ZeRO")):
+        if environment.get(variable) == "true":
+            raise ConfigError(
+                f"the launcher shards by {name} ({variable}=true): sampling from, evaluating and "
+                "saving sharded weights is not there yet; use launch/accelerate/ddp.yaml"
+            )
 
 
 def check_world(size: int, environment: dict[str, str]) -> None:

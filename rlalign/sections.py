@@ -73,7 +73,7 @@ class PromptsSection(Section):
     column: str = Field("prompt", description="the column that holds the prompt: text or messages")
     split: str = Field("train", description="split of a hub or saved dataset")
     eval_path: str | None = Field(
-        None, description="held-out prompts; null holds out `eval_fraction` of `path`"
+        None, min_length=1, description="held-out prompts; null holds out `eval_fraction` of `path`"
     )
     eval_fraction: float = Field(
         0.1, ge=0, lt=1, description="share of the prompts held out when `eval_path` is null"

@@ -30,6 +30,7 @@ class Objective(Protocol):
     """
 
     sum_over_ranks: SumOverRanks  # set by the trainer
+    warnings: list[str]  # settings that move the optimum away from the target
 
     @property
     def kl_coef(self) -> float: ...  # beta of the target that is approached now

@@ -98,14 +98,24 @@ def test_the_target_says_what_was_asked_for(tmp_path):
     sections = {"kl": {"coef": 0.1}, "sampling": {"temperature": 0.7, "max_new_tokens": 24}}
     _, body = card(tmp_path, config(**sections))
     assert "β = 0.1" in body and "temperature 0.7 and at most 24 new tokens" in body
-    assert "adapted" not in body and "clipped" not in body
+    assert "moved the optimum" not in body and "clipped" not in body
     sections["kl"] = {"coef": 0.1, "target": 6.0}
     sections["score"] = {"clip": (-1.0, 2.0), "missing_eos_penalty": 0.5}
-    _, body = card(tmp_path, config(**sections), kl_coef=0.25)
-    assert "β = 0.25" in body and "adapted towards 6 nats" in body
+    caveats = ["kl.target=6: beta moves", "ppo.gamma=0.9: late rewards count less"]
+    _, body = card(tmp_path, config(**sections), kl_coef=0.25, caveats=caveats)
+    assert "β = 0.25" in body and "away from it:\n\n- kl.target=6" in body
+    assert body.count("late rewards count less") == 1
     assert "clipped to -1 … 2" in body and "less 0.5 where a response does not end" in body
-    _, body = card(tmp_path, config(kl={"coef": 0.0}))
-    assert "no price on the KL" in body and "∝" not in body
+    for given in ({}, {"kl_coef": 0.0}):  # a run hands over the coefficient that it ended with
+        _, body = card(tmp_path, config(kl={"coef": 0.0}), **given)
+        assert "no price on the KL" in body and "∝" not in body
+
+
+def test_the_table_of_rewards_shows_what_is_part_of_the_target(tmp_path):
+    entry = {"kind": "lexical.contains", "words": ["x"], "scale": 2.0, "clip": [0, 1]}
+    _, body = card(tmp_path, RunConfig(rewards={"a": entry}))
+    [row] = table_rows(body, "a")
+    assert "scale = 2.0" in row[2] and "clip = \\[0, 1\\]" in row[2]
 
 
 def test_a_run_without_evaluations_has_a_card_too(tmp_path):

@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parents[1] / "launch" / "accelerate"
 
 EIGHT_GPUS = {"use_cpu": False, "num_processes": 8}
 EXPECTED = {
-    # `model.dtype` alone chooses the precision, but sharding must know it when it shards.
+    # `model.dtype` alone chooses the precision.
     "cpu2": {
         "distributed_type": "MULTI_GPU",
         "use_cpu": True,
@@ -21,9 +21,9 @@ EXPECTED = {
         "mixed_precision": "no",
     },
     "ddp": EIGHT_GPUS | {"distributed_type": "MULTI_GPU", "mixed_precision": "no"},
-    "fsdp2": EIGHT_GPUS | {"distributed_type": "FSDP", "mixed_precision": "bf16"},
-    "zero2": EIGHT_GPUS | {"distributed_type": "DEEPSPEED", "mixed_precision": "bf16"},
-    "zero3": EIGHT_GPUS | {"distributed_type": "DEEPSPEED", "mixed_precision": "bf16"},
+    "fsdp2": EIGHT_GPUS | {"distributed_type": "FSDP", "mixed_precision": "no"},
+    "zero2": EIGHT_GPUS | {"distributed_type": "DEEPSPEED", "mixed_precision": "no"},
+    "zero3": EIGHT_GPUS | {"distributed_type": "DEEPSPEED", "mixed_precision": "no"},
 }
 
 

@@ -10,7 +10,7 @@ from rewards.contract import RewardError
 from rlalign.algorithms.ppo import PPORun
 from rlalign.config import ConfigError, from_mapping
 from rlalign.evaluate import evaluate
-from rlalign.ranks import check_world, set_threads
+from rlalign.ranks import check_world, refuse_sharding, set_threads
 from rlalign.session import check_samples
 
 
@@ -60,6 +60,13 @@ def test_fewer_processes_than_asked_are_refused():
     check_world(2, {"WORLD_SIZE": "2", "MASTER_PORT": "29500"})
     check_world(1, {"ACCELERATE_DYNAMO_BACKEND": "no"})
     check_world(1, {})
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_launchers_that_shard_are_refused_before_anything_waits_for_a_shard(variable):
+    with pytest.raises(ConfigError, match=rf"{variable}=true.*use launch/accelerate/ddp\.yaml"):
+        refuse_sharding({variable: "true"})
+    refuse_sharding({variable: "false"})
 
 
 def test_threads_are_shared_between_the_processes_of_a_machine(monkeypatch):

@@ -115,6 +115,7 @@ class PPO:
         check_kl(config.kl)
         self.config = config.ppo
         self.kl = config.kl
+        self.warnings = optimum_warnings(config)
         self.sum_over_ranks: SumOverRanks = one_rank  # the trainer puts its own processes' here
         self.budget = config.optim.micro_batch_tokens
         self.controller = KLController(config.kl)

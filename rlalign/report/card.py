@@ -13,7 +13,6 @@ from torch import nn
 from rewards.spec import ENTRY_KEYS
 from rlalign.evaluate import Evaluation
 from rlalign.files import write_atomically
-from rlalign.kl import IN_THE_LOSS
 from rlalign.metrics import bootstrap, difference
 from rlalign.redact import redact_mapping
 from rlalign.report.visible import escape_markdown
@@ -37,13 +36,14 @@ def write_model_card(
     functions: Sequence[str] = (),
     base: str | None = None,
     prompts: str | None = None,
+    caveats: Sequence[str] = (),
 ) -> Path:
     """Write `folder/README.md`, a Hugging Face model card in Markdown.
 
     `kl_coef` is where the coefficient ended, if it was adapted; `functions` names the rewards that
     were given as Python functions. `base` and `prompts` say what to call the base model and the
-    prompts where they are not those that the configuration names. Text that people or models
-    wrote is escaped, so that none of it acts on the page.
+    prompts where they are not those that the configuration names. `caveats` are the objective's
+    warnings. Text that people or models wrote is escaped, so that none of it acts on the page.
     """
     # A given model may bring its own adapter, so what was saved decides, not the setting alone.
     is_adapter = config.model.lora is not None or (folder / "adapter_config.json").is_file()
@@ -52,7 +52,7 @@ def write_model_card(
         _front_matter(config, name, is_adapter),
         _introduction(config, iterations, name, is_adapter, prompts),
         _rewards(config, functions),
-        _target(config, kl_coef),
+        _target(config, config.kl.coef if kl_coef is None else kl_coef, caveats),
     ]
     if before is not None and after is not None:
         parts += [_results(before, after), _samples(before.rows, after.rows)]
@@ -113,7 +113,8 @@ def _rewards(config: RunConfig, functions: Sequence[str]) -> str:
     rows = []
     for name, entry in config.rewards.items():
         weight = entry.get("weight", 1.0)
-        parameters = {key: value for key, value in entry.items() if key not in ENTRY_KEYS}
+        own = {key: value for key, value in entry.items() if key not in ENTRY_KEYS}
+        parameters = own | {key: entry[key] for key in ("scale", "clip") if entry.get(key)}
         text = ", ".join(
             f"{key} = {json.dumps(value, ensure_ascii=False)}"
             for key, value in redact_mapping(parameters).items()
@@ -125,35 +126,29 @@ def _rewards(config: RunConfig, functions: Sequence[str]) -> str:
     return f"## Rewards\n\n{table}\n\nA weight of 0 makes a reward a mere measurement."
 
 
-def _target(config: RunConfig, kl_coef: float | None) -> str:
-    score, kl, sampling = config.score, config.kl, config.sampling
-    beta = f"{config.kl.coef if kl_coef is None else kl_coef:.4g}"
+def _target(config: RunConfig, kl_coef: float, caveats: Sequence[str]) -> str:
+    score, sampling = config.score, config.sampling
     terms = ["the weighted sum of the rewards above"]
     if score.clip is not None:
         terms.append(f"clipped to {score.clip[0]:g} … {score.clip[1]:g}")
     if score.missing_eos_penalty:
         terms.append(f"less {score.missing_eos_penalty:g} where a response does not end")
-    notes = [
+    reference = (
         f"The reference is the base model as it samples at temperature {sampling.temperature:g} "
         f"and at most {sampling.max_new_tokens} new tokens."
-    ]
-    if kl.target is not None:
-        notes.append(
-            f"β was adapted towards {kl.target:g} nats of KL; the formula holds for where it ended."
-            if kl_coef is not None
-            else f"β started there and was adapted towards {kl.target:g} nats of KL."
-        )
-    if kl.placement in IN_THE_LOSS:
-        notes.append("The KL was a term of the loss, which has a somewhat different optimum.")
-    if not config.kl.coef and kl_coef is None:
+    )
+    if not kl_coef:
         return f"## Target\n\nThe largest score, {', '.join(terms)}, with no price on the KL."
+    warned = "\n\nWhat moved the optimum away from it:\n\n" if caveats else ""
     return (
         "## Target\n\n"
         "Training moves the model towards one distribution of responses y to a prompt x:\n\n"
-        f"    P(y | x)  ∝  reference(y | x) · exp(score(x, y) / β)        β = {beta}\n\n"
+        f"    P(y | x)  ∝  reference(y | x) · exp(score(x, y) / β)        β = {kl_coef:.4g}\n\n"
         f"In words: a response that the reference writes with probability p becomes more likely by "
         "the factor e for every β of score, before all are normalised. "
-        f"The score is {', '.join(terms)}. {' '.join(notes)}"
+        f"The score is {', '.join(terms)}. {reference}"
+        + warned
+        + "\n".join(f"- {escape_markdown(line)}" for line in caveats)
     )
 
 

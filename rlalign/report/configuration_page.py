@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from rewards.entries import options_json_schema
 from rlalign.schema import Node, Setting, alternatives, properties, settings
 from rlalign.sections import RunConfig
 
@@ -30,6 +31,14 @@ A run is a YAML file and overrides. A file states what differs from the defaults
 `rlalign rewards list` the kinds of reward. Every run saves its resolved configuration.
 """
 
+REWARDS = """\
+## rewards
+
+`rewards.NAME` is an entry with a `kind`, the kind's own parameters (`rlalign rewards show KIND`)
+and these. It adds `weight * clip(scale * value)` to the score; a value of `null` adds nothing.
+
+"""
+
 
 def configuration_page(run_model: type[RunConfig]) -> str:
     """The page for a run model, a section for each group of settings."""
@@ -40,6 +49,8 @@ def configuration_page(run_model: type[RunConfig]) -> str:
         node = top[name]
         if properties(root, node):
             parts.append(f"## {name}\n\n{_description(root, node)}{_table(root, node, name)}")
+    options = options_json_schema()
+    parts.append(REWARDS + _table(options, options, "rewards.NAME"))
     single = [s for s in settings(root) if "." not in s.path]
     parts.append("## Settings without a section\n\n" + "".join(_rows(single)))
     return "\n".join(parts)

@@ -76,7 +76,7 @@ def reward_names(rows: Rows) -> list[str]:
     names: dict[str, None] = {}
     for row in rows:
         for key in row:
-            if key.startswith("reward/") and not key.endswith("/valid"):
+            if key.startswith("reward/") and not key.endswith(("/valid", "/failed")):
                 names.setdefault(key.removeprefix("reward/"))
     return list(names)
 
@@ -196,7 +196,10 @@ def _draw_all_rewards(ax: Axes, rows: Rows, names: Sequence[str]) -> None:
                 y = running_mean(y, len(y) // 30)
             ax.plot(x, (y - low) / span, color=color, lw=1.5, label=label.replace("$", r"\$"))
     _dress(ax, "Rewards, each from its least to its most", "share of its own range")
-    _legend(ax)
+    if names:  # below the axes: lines that fill them leave no place inside
+        ax.legend(
+            frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2)
+        )
 
 
 def _rewards_figure(rows: Rows, names: Sequence[str]) -> Figure:

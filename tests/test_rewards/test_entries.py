@@ -11,6 +11,8 @@ from rewards.entries import entries_json_schema
     [
         ({"kind": "lexical.contains", "words": ["a"], "moment": 0.5},
          "rewards.x.moment needs targets, which this version does not have yet; use weight"),
+        ({"kind": "lexical.contains", "words": ["a"], "moment": 0},  # a wish like any other
+         "rewards.x.moment needs targets, which this version does not have yet; use weight"),
         ({"kind": "lexical.contains", "words": ["a"], "hard": True},
          "rewards.x.hard needs targets, which this version does not have yet; use weight"),
         ({"kind": "lexical.contains", "words": ["a"], "isolate": True},
