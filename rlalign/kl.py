@@ -26,10 +26,15 @@ WRONG = {
 
 
 def check_kl(kl: KLSection) -> None:
-    """Refuse an estimator in a place where its gradient is not that of KL(policy | reference)."""
+    """Refuse a KL that is not the one of KL(policy | reference), or that cannot be steered."""
     reason = WRONG.get((kl.estimator, kl.placement))
     if reason:
         raise ConfigError(f"kl.estimator={kl.estimator} with kl.placement={kl.placement}: {reason}")
+    if kl.coef == 0 and kl.target is not None:
+        raise ConfigError(
+            f"kl.coef=0 with kl.target={kl.target:g}: the coefficient is adapted by factors, and 0 "
+            "stays 0; start from kl.coef=0.1"
+        )
 
 
 def kl_tokens(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k1") -> Tensor:
@@ -70,4 +75,5 @@ class KLController:
         return {"coef": self.coef}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.coef = float(state["coef"])
+        if self.target is not None:  # a fixed coefficient is the configuration's, also if changed
+            self.coef = float(state["coef"])

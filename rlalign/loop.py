@@ -251,7 +251,7 @@ class _Run:
                 metric,
                 ", ".join(evaluation.stats),
             )
-        is_best = value is not None and math.isfinite(value) and self._beats_best(value)
+        is_best = value is not None and math.isfinite(value) and self._beats_best(metric, value)
         every = config.checkpoint.every
         is_due = (every and iteration % every == 0) or iteration == config.train.iterations
         if not (is_due or is_best):
@@ -266,9 +266,10 @@ class _Run:
         ):
             mark_best(self.folder.checkpoints, path, metric, value)
 
-    def _beats_best(self, value: float) -> bool:
+    def _beats_best(self, metric: str | None, value: float) -> bool:
         held = best(self.folder.checkpoints) if self.is_main else None
-        return bool(self.session.ranks.from_main(held is None or value > held.value))
+        is_better = held is None or held.metric != metric or value > held.value
+        return bool(self.session.ranks.from_main(is_better))
 
     def _save(self) -> Path | None:
         tensors, state = training_state(self.trainer)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from rlalign.algorithms.ppo import PPORun, optimum_warnings
-from rlalign.checkpoint import CheckpointError, load_checkpoint
+from rlalign.checkpoint import CheckpointError, load_checkpoint, newest_sound
 from rlalign.config import ConfigError, load_config
 from rlalign.evaluate import Evaluation, evaluate
 from rlalign.exits import run_safely
@@ -68,9 +68,10 @@ def final_coef(target: Path, config: PPORun) -> float:
     metrics = target / "metrics.jsonl"
     if config.kl.target is None:
         return config.kl.coef
-    if (target / "manifest.json").is_file():
-        return float(load_checkpoint(target).state["objective"]["controller"]["coef"])
-    if metrics.is_file():
+    at = target if (target / "manifest.json").is_file() else newest_sound(target / "checkpoints")
+    if at is not None:
+        return float(load_checkpoint(at).state["objective"]["controller"]["coef"])
+    if metrics.is_file():  # the checkpoints were removed: what the last iteration began with
         rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
         return float(next(row["kl/coef"] for row in reversed(rows) if "kl/coef" in row))
     return config.kl.coef

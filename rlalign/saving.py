@@ -60,7 +60,13 @@ def restore_training(trainer: Trainer, checkpoint: Checkpoint) -> None:
             )
         parameter.copy_(saved[name])
     restore_optimizer(plain_optimizer(trainer), checkpoint.tensors["optimizer"], state["optimizer"])
-    trainer.objective.load_state_dict(state["objective"])
+    optim = trainer.session.config.optim
+    for group in plain_optimizer(trainer).param_groups:  # the run's settings, if they were changed
+        group.update(betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay)
+    try:
+        trainer.objective.load_state_dict(state["objective"])
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
     trainer.iteration = int(state["iteration"])
     trainer.samples = int(state["samples"])
     trainer.optimizer_steps = int(state["optimizer_steps"])

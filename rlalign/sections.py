@@ -96,7 +96,9 @@ class SamplingSection(Section):
         [], description="a response ends, as finished, at the token that completes one of these"
     )
     batch_size: Positive | None = Field(
-        None, description="most rows decoded at once in a process; null: all of them"
+        None,
+        description="most rows decoded at once in a process, in whole prompts and at least one; "
+        "null: all of them",
     )
 
 

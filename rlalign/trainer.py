@@ -118,13 +118,17 @@ class Trainer:
             raise ValueError("step was given a scored rollout and scores; give one of the two")
         if isinstance(rollout, Rollout):
             with clock("score"):
-                rollout = (
-                    self.score(rollout) if scores is None else self._score_from(rollout, scores)
-                )
+                rollout = self._scored(rollout, scores)
         return self._learn(rollout, clock) | clock.stats()
 
-    def _score_from(self, rollout: Rollout, scores: Sequence[float]) -> ScoredRollout:
-        return score_given(rollout, scores, self.session.policy, self.session.budget)
+    def _scored(self, rollout: Rollout, scores: Sequence[float] | None) -> ScoredRollout:
+        ranks, session = self.session.ranks, self.session
+        sizes = ranks.gather([len(rollout)])
+        if len(set(sizes)) > 1:
+            raise ValueError(f"every process must learn from equally many responses, not {sizes}")
+        if scores is None:
+            return ranks.together(lambda: self.score(rollout))
+        return score_given(rollout, scores, session.policy, session.budget)
 
     def _learn(self, scored: ScoredRollout, clock: "Clock") -> dict[str, float]:
         """Prepare and update; counts the iteration."""
@@ -192,6 +196,10 @@ class Trainer:
     def _apply_gradients(self) -> dict[str, float]:
         """Clip and step, once; a gradient that is not finite is dropped, on all ranks alike."""
         accelerator, bound = self.session.ranks.accelerator, self.session.config.optim.max_grad_norm
+        for group in self.optimizer.param_groups:
+            if group["lr"] == 0.0:  # waiting: zero gradients would run down Adam's warm start
+                for parameter in group["params"]:
+                    parameter.grad = None
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = accelerator.clip_grad_norm_(parameters, math.inf if bound is None else bound)
         grad_norm = float(norm) if norm is not None else 0.0  # None: DeepSpeed clips by itself

@@ -104,6 +104,9 @@ def test_the_controller_goes_on_from_its_saved_state():
     ours.update(kl=9.0, samples=64)
     theirs.load_state_dict(json.loads(json.dumps(ours.state_dict())))
     assert theirs.coef == ours.coef != 0.1
+    fixed = controller(target=None, coef=0.5)  # resumed with another, fixed coefficient
+    fixed.load_state_dict(ours.state_dict())
+    assert fixed.coef == 0.5
     ours.update(kl=7.0, samples=64)
     theirs.update(kl=7.0, samples=64)
     assert theirs.coef == ours.coef

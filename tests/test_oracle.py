@@ -40,6 +40,7 @@ def session_of(reward: oracle.Reward, r_over_beta: float, temperature: float, se
             "minibatches": 2,
             "lr": LR,
             "value_lr": 1e-2,
+            "gae_lambda": 1.0,
         },
     )
     return Session(

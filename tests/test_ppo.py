@@ -38,11 +38,16 @@ def settings(**sections) -> PPORun:
 def moved_policy() -> Policy:
     """A policy that has left its reference."""
     policy = Policy(oracle.language_model())
-    generator = builders.seeded(1)
+    stir(policy, seed=1)
+    return policy
+
+
+def stir(policy: Policy, seed: int = 2) -> None:
+    """Move every weight of the language model a little."""
+    generator = builders.seeded(seed)
     with torch.no_grad():
         for p in policy.lm.parameters():
             p += 0.05 * torch.randn(p.shape, generator=generator)
-    return policy
 
 
 def prepared(**sections):
@@ -155,11 +160,34 @@ def test_normalising_divides_score_and_kl_alike():
 @pytest.mark.parametrize("normalize", [False, True])
 def test_a_kl_in_the_loss_is_divided_like_the_score(normalize):
     policy, ppo, _, batch, _ = prepared(
-        kl={"coef": 0.3, "placement": "loss", "estimator": "k2"}, score={"normalize": normalize}
+        kl={"coef": 0.3, "placement": "loss", "estimator": "k2"},
+        score={"normalize": normalize},
+        ppo={"advantage_norm": "none"},
     )
     kl = kl_tokens(batch.old_logprobs, batch.ref_logprobs, "k2")[MASK].mean()
     spread = float(torch.tensor(SCORES).std(correction=0)) if normalize else 1.0
     assert_close(ppo.loss(policy, batch, NORM).stats["kl/loss"], 0.3 / spread * kl)
+
+
+def test_whitening_leaves_the_kl_in_the_loss_its_share():
+    """Or beta would be measured in another iteration's spread every time."""
+    kl = {"coef": 0.3, "placement": "loss", "estimator": "k2"}
+    policy, ppo, _, plain, _ = prepared(kl=kl, ppo={"advantage_norm": "none"})
+    _, _, _, white, _ = prepared(kl=kl)
+    factor = plain.advantages[MASK].std(correction=0) / white.advantages[MASK].std(correction=0)
+    terms = [ppo.loss(policy, batch, NORM).stats["kl/loss"] for batch in (plain, white)]
+    assert_close(terms[0], terms[1] * factor)
+    assert abs(float(factor) - 1.0) > 0.1
+
+
+def test_equal_advantages_leave_the_kl_its_price():
+    kl = {"coef": 0.3, "placement": "loss", "estimator": "k2"}
+    policy, ppo = moved_policy(), PPO(settings(kl=kl))
+    with torch.no_grad():
+        policy.value_head.weight.zero_()
+    scored = score_given(ROLLOUT, [1.0] * 4, policy, 100)
+    batch, _ = ppo.prepare(policy, replace(scored, token_rewards=0 * scored.token_rewards))
+    assert bool((batch.advantages == 0).all()) and float(batch.advantage_scale) == 1.0
 
 
 def test_the_logged_kl_is_that_of_whole_responses_under_the_reward():
@@ -262,6 +290,7 @@ def loss_and_gradients(ppo, policy, batch):
 )
 def test_the_loss_ignores_tokens_after_eos(kl):
     policy, ppo, _, batch, _ = prepared(kl=kl, ppo={"entropy_coef": 0.1})
+    stir(policy)
     clean, gradients = loss_and_gradients(ppo, policy, batch)
     junk = torch.where(MASK, 0.0, 1e4)
     rollout = replace(ROLLOUT, response_ids=torch.where(MASK, ROLLOUT.response_ids, 3))
@@ -282,6 +311,7 @@ def test_the_loss_ignores_tokens_after_eos(kl):
 
 def test_gradients_do_not_depend_on_micro_batches_or_padding():
     policy, ppo, _, batch, _ = prepared(ppo={"entropy_coef": 0.1})
+    stir(policy)  # so that a KL since the rollout is charged
     _, whole = loss_and_gradients(ppo, policy, batch)
     policy.zero_grad()
     for rows in ([2], [0, 3], [1]):  # each trimmed to its own longest
@@ -294,7 +324,40 @@ def test_rows_are_trimmed_to_the_longest_of_them():
     batch = prepared()[3].rows(torch.tensor([3, 1]))
     assert batch.rollout.response_ids.tolist() == [[0, 5], [5, 5]]
     assert batch.rollout.texts == ["a", ""] and batch.rollout.prompts.texts == ["c b d"] * 2
-    assert {x.shape for x in (batch.advantages, batch.returns, batch.old_values)} == {(2, 2)}
+    parts = (batch.advantages, batch.returns, batch.old_values)
+    parts += (batch.old_logprobs, batch.ref_logprobs)
+    assert {x.shape for x in parts} == {(2, 2)}
+
+
+@pytest.mark.parametrize(
+    "kl", [{}, {"placement": "score"}, {"placement": "loss", "estimator": "k2"}]
+)
+def test_tokens_of_a_tool_are_read_but_neither_priced_nor_learnt(kl):
+    """One inside a response and one at its end; whatever stands beside them changes nothing."""
+    action_mask = MASK.clone()
+    action_mask[2, [1, 3]] = False  # "d e a c": the letters e and c came from a tool
+    rollout = replace(ROLLOUT, action_mask=action_mask)
+    policy, ppo = moved_policy(), PPO(settings(kl={"coef": 0.3} | kl, ppo={"entropy_coef": 0.1}))
+    scored = score_given(rollout, SCORES, policy, 100)
+    assert float(scored.token_rewards[2, 2]) == SCORES[2]  # on the last action, the letter a
+    batch, stats = ppo.prepare(policy, scored)
+    nats = torch.where(action_mask, batch.old_logprobs - scored.ref_logprobs, 0.0).sum(1)
+    assert stats["kl/ref"] == pytest.approx(float(nats.mean()), rel=1e-5)
+    assert bool((batch.advantages[~action_mask] == 0).all())
+    stir(policy)
+    clean, gradients = loss_and_gradients(ppo, policy, batch)
+    junk = torch.where(action_mask, 0.0, 1e4)
+    beside = replace(
+        batch,
+        ref_logprobs=batch.ref_logprobs - junk,
+        old_logprobs=batch.old_logprobs - junk,
+        old_values=batch.old_values + junk,
+        advantages=batch.advantages + junk,
+        returns=batch.returns - junk,
+    )
+    out, same = loss_and_gradients(ppo, policy, beside)
+    assert_close(out.loss, clean.loss)
+    assert_close(same, gradients)
 
 
 def test_while_the_critic_warms_up_nothing_pulls_the_language_model():
@@ -366,6 +429,11 @@ def test_the_objective_goes_on_from_its_saved_state():
 def test_wrong_kl_placements_are_refused_before_anything_is_made():
     with pytest.raises(ConfigError, match=r"^kl\.estimator=k3 with kl\.placement=reward"):
         PPO(settings(kl={"estimator": "k3"}))
+
+
+def test_a_coefficient_of_0_cannot_be_steered():
+    with pytest.raises(ConfigError, match=r"^kl\.coef=0 with kl\.target=3: .*kl\.coef=0\.1"):
+        PPO(settings(kl={"coef": 0.0, "target": 3.0}))
 
 
 def test_settings_that_move_the_optimum_are_said():

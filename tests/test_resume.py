@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from rewards.contract import RewardError
 from rlalign import loop
 from rlalign.algorithms.ppo import PPO, PPORun
-from rlalign.checkpoint import CheckpointError
+from rlalign.checkpoint import CheckpointError, best
 from rlalign.config import from_mapping
 from rlalign.session import Session
 from rlalign.trainer import Trainer
@@ -139,6 +139,33 @@ def test_resuming_with_another_model_is_refused(tmp_path: Path) -> None:
     run(tmp_path, iterations=2)
     with pytest.raises(CheckpointError, match="resume with the model"):
         run(tmp_path, model=LORA)
+
+
+def test_a_resumed_run_follows_the_settings_that_it_is_given_now(tmp_path: Path) -> None:
+    fixed = {"target": None}
+    run(tmp_path, iterations=2, kl=fixed | {"coef": 0.1}, optim={"betas": [0.5, 0.6]})
+    folder = run(tmp_path, iterations=3, kl=fixed | {"coef": 0.4}, optim={"betas": [0.7, 0.8]})
+    assert [row.get("kl/coef") for row in metrics(folder)] == [None, 0.1, 0.1, 0.4]
+    newest = max((folder / "checkpoints").glob("step-*"))
+    groups = json.loads((newest / "state.json").read_text())["optimizer"]["groups"]
+    assert [group["betas"] for group in groups] == [[0.7, 0.8]] * 2
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_checkpoint_with_another_scaling_of_the_score_is_refused(
+    tmp_path: Path, first: bool
+) -> None:
+    run(tmp_path, iterations=2, score={"normalize": first})
+    made = "with" if first else "without"
+    with pytest.raises(CheckpointError, match=f"made {made} score.normalize; resume as it was"):
+        run(tmp_path, iterations=3, score={"normalize": not first})
+
+
+def test_the_best_of_another_metric_is_no_rival(tmp_path: Path) -> None:
+    run(tmp_path, iterations=2, checkpoint={"best": "eval/length"})
+    folder = run(tmp_path, iterations=4, checkpoint={"best": "eval/score"})  # below any length
+    held = best(folder / "checkpoints")
+    assert held is not None and held.metric == "eval/score"
 
 
 def test_resuming_a_finished_run_leaves_it_as_it_is(tmp_path: Path) -> None:

@@ -186,6 +186,28 @@ def test_critic_warmup_leaves_the_language_model_bit_identical(model):
     assert {name for name in trainer.session.policy.trainable() if "lora_A" not in name} <= after
 
 
+def test_critic_warmup_leaves_adams_warm_start_to_the_language_model():
+    """Its first step is lr whatever the gradient; zero gradients before it would count as steps."""
+    trainer = builders.trainer(
+        ppo={"critic_warmup": 10, "lr": 1e-3, "epochs": 1}, optim={"betas": [0.9, 0.999]}
+    )
+    before = {}
+    for _ in range(11):
+        before = builders.parameters(trainer.session.policy.lm)
+        trainer.step(trainer.generate())
+    moved = builders.parameters(trainer.session.policy.lm)
+    largest = max(float((moved[name] - before[name]).abs().max()) for name in moved)
+    assert largest == pytest.approx(1e-3, rel=0.01)
+
+
+def test_ranks_with_unequal_numbers_of_responses_are_refused_on_all(monkeypatch):
+    trainer = builders.trainer()
+    rollout = trainer.generate()
+    monkeypatch.setattr(trainer.session.ranks, "gather", lambda sizes: [*sizes, 15])
+    with pytest.raises(ValueError, match=r"equally many responses, not \[16, 15\]"):
+        trainer.step(rollout)
+
+
 def test_lora_moves_adapters_and_the_value_head_alone():
     trainer = builders.trainer(model=LORA)
     before = parameters(trainer.session.policy)

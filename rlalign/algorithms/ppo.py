@@ -122,6 +122,7 @@ class PPO:
         self.scale = RunningScale() if config.score.normalize else None
         self.iteration = 0
         self.last_kl = torch.zeros(0)  # (B,) nats of each response prepared last
+        self._measured_kl = 0.0  # their mean over all ranks
 
     @property
     def kl_coef(self) -> float:
@@ -147,6 +148,8 @@ class PPO:
         stats = self._rollout_stats(scored, kl, old, returns)
         if config.advantage_norm == "whiten":
             advantages, factor = masked_whiten(advantages, mask, self.sum_over_ranks)
+            # Equal advantages are scaled to 0; a KL beside them keeps its price.
+            factor = torch.where(factor > 0, factor, 1.0)
         batch = PPOBatch(
             rollout=rollout,
             ref_logprobs=scored.ref_logprobs,
@@ -239,8 +242,14 @@ class PPO:
         return LossOutput(loss, {name: x.detach() for name, x in stats.items()})
 
     def _kl_since(self, log_ratio: Tensor, batch: PPOBatch) -> Tensor:
-        """(B, T) how much the KL that the policy has gained since the rollout takes off."""
+        """(B, T) how much the KL that the policy has gained since the rollout takes off.
+
+        Exact at gae_lambda 1. Below it, as for every reward, what the critic does not foresee is
+        shortened, and under `score` what it does foresee counts twice: see docs/correctness.md.
+        """
         mask, config = batch.rollout.action_mask, self.config
+        if self.kl.placement in IN_THE_LOSS or self.controller.coef == 0:
+            return torch.zeros_like(log_ratio)
         charge, no_values = self._kl_charge(log_ratio, mask), torch.zeros_like(log_ratio)
         lost, _ = gae(charge, no_values, mask, config.gamma, config.gae_lambda)
         return batch.advantage_scale * lost
@@ -266,9 +275,9 @@ class PPO:
         kl = kl_tokens(logprobs, batch.ref_logprobs, self.kl.estimator)
         if self.kl.placement == "ratio_loss":
             kl = ratio * kl
-        scale = 1.0 if self.scale is None else self.scale.value
+        # Scaled like the advantages beside it, or beta would be another in every iteration.
         total = masked_sum(kl, batch.rollout.action_mask) / norm.tokens
-        return self.controller.coef / scale * total
+        return self.controller.coef * batch.advantage_scale * total
 
     def stops_early(self, stats: dict[str, float]) -> bool:
         """Whether the rest of the update is dropped; `stats` are global, so all ranks agree."""
@@ -276,7 +285,8 @@ class PPO:
         return bound is not None and stats["ppo/approx_kl"] > 1.5 * bound
 
     def after_iteration(self, samples: int) -> None:
-        self.controller.update(self._measured_kl, samples)
+        if self.iteration >= self.config.critic_warmup:  # before, the KL is 0 whatever beta is
+            self.controller.update(self._measured_kl, samples)
         self.iteration += 1
 
     def learning_rates(self) -> dict[str, float]:
@@ -296,6 +306,9 @@ class PPO:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.iteration = int(state["iteration"])
         self.controller.load_state_dict(state["controller"])
+        if (self.scale is None) != (state["scale"] is None):
+            made = "without" if self.scale else "with"
+            raise ValueError(f"it was made {made} score.normalize; resume as it was made")
         if self.scale is not None:
             self.scale.load_state_dict(state["scale"])
 
