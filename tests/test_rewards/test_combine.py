@@ -144,7 +144,7 @@ def test_a_part_that_fails_is_named_with_the_sample():
         scored(entry, "x", "bad", "x")
     with pytest.raises(RewardError, match=where + "returned nan for sample 2: 'nan'$"):
         scored(entry, "x", "none", "nan")
-    out = scored(entry | {"on_error": "skip"}, "rain", "nan", "rain", "bad", *["rain"] * 6)
+    out = scored(entry | {"on_error": "skip"}, "rain", "nan", "rain", "bad", *["rain"] * 5, "rain!")
     assert out.skipped == {"x": 2} and out.score.tolist() == [1, 0, 1, 0] + [1] * 6
     with pytest.raises(RewardError, match="failed on 2 of 3 samples; on_error: skip allows 20%"):
         scored(entry | {"on_error": "skip"}, "x", "bad", "nan")
