@@ -1,6 +1,6 @@
 """What a completion is worth: rewards by name, and everything that is needed to add one."""
 
-from rewards import conformance, lexical, structure, style, topic
+from rewards import combine, conformance, lexical, structure, style, topic
 from rewards.compose import RewardEntry, RewardOutput, RewardSet, parse_entries
 from rewards.contract import RewardConfigError, RewardError, Score, Span
 from rewards.entries import entries_json_schema
@@ -24,6 +24,7 @@ __all__ = [
     "Score",
     "Span",
     "check_params",
+    "combine",
     "conformance",
     "describe",
     "entries_json_schema",

@@ -3,10 +3,10 @@
 import inspect
 import math
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, Protocol
 
 from rewards.contract import (
     Loads,
@@ -29,10 +29,49 @@ _CACHED_VALUES = 10_000
 
 @dataclass(frozen=True)
 class Failure:
-    """Why one sample has no value."""
+    """Why one sample has no value: which reward did what."""
 
     reason: str
     cause: BaseException | None = None
+
+
+Result = Value | Failure
+ValueCache = OrderedDict[Hashable, Value]
+
+
+class Scorer(Protocol):
+    """A built entry: one reward, one for each value of a column, or a combination of several."""
+
+    @property
+    def entry(self) -> RewardEntry: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def needs(self) -> frozenset[str]: ...  # the columns that it cannot do without
+
+    def load(self) -> None: ...  # what is slow, such as reading a model
+    def check(self, data: Columns) -> None: ...  # refuse wrong values in a whole set of prompts
+    def results(
+        self, data: Columns, rows: Sequence[int] | None = None, *, use_cache: bool = True
+    ) -> list[Result]: ...  # of the chosen rows of `data`, in their order, or of all
+
+
+def values(scorer: Scorer, data: Columns, *, use_cache: bool = True) -> tuple[list[Value], int]:
+    """A value for each sample, and how many of them failed and became None.
+
+    `data` holds the completions and every other column, whatever the reward reads of them;
+    RewardConfigError where it lacks one that the reward needs.
+    """
+    return _settle(scorer.entry, scorer.results(data, use_cache=use_cache), data["completions"])
+
+
+def require(entry: RewardEntry, needs: Iterable[str], data: Columns) -> None:
+    for name in sorted(needs):
+        if name not in data:
+            raise RewardConfigError(
+                f"reward '{entry.name}' needs the column '{name}'; the data has: "
+                f"{', '.join(sorted(data))}"
+            )
 
 
 @dataclass(frozen=True)
@@ -47,13 +86,26 @@ class Batch:
 class BuiltReward:
     """A reward with its configuration, called with whole batches."""
 
-    def __init__(self, entry: RewardEntry, spec: RewardSpec, function: Reward) -> None:
+    def __init__(
+        self,
+        entry: RewardEntry,
+        spec: RewardSpec,
+        function: Reward,
+        cache: ValueCache | None = None,
+        given: Hashable = (),
+    ) -> None:
+        """`given` tells apart rewards that share a `cache`."""
         self.entry, self.spec, self._function = entry, spec, function
-        self._cache: OrderedDict[Hashable, Value] = OrderedDict()
+        self._cache: ValueCache = OrderedDict() if cache is None else cache
+        self._given = given
 
     @property
     def label(self) -> str:
-        return f"reward '{self.entry.name}' ({self.spec.kind}, {self.spec.source})"
+        return label(self.entry, self.spec)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.spec.signature.needs
 
     def load(self) -> None:
         """The slow part of building, which a class may have: see `@reward`."""
@@ -69,24 +121,27 @@ class BuiltReward:
                 f"loaded: {described(error)}"
             ) from error
 
-    def values(self, data: Columns, *, use_cache: bool = True) -> tuple[list[Value], int]:
-        """A value for each sample, and how many of them failed and became None.
+    def check(self, data: Columns) -> None:
+        """Refuse data that lack a column."""
+        require(self.entry, self.needs, data)
 
-        `data` holds the completions and every other column, whatever the reward reads of them;
-        RewardConfigError where it lacks one that the reward needs.
-        """
+    def results(
+        self, data: Columns, rows: Sequence[int] | None = None, *, use_cache: bool = True
+    ) -> list[Result]:
+        """What the chosen rows of `data` are worth, or why they have no value."""
         batch = Batch(data["completions"], self._select(data))
-        keys = self._keys(batch) if use_cache else [None] * len(batch.texts)
+        rows = range(len(batch.texts)) if rows is None else rows
+        keys = [self._key(batch, i) if use_cache else None for i in rows]
         # Samples to compute: one for each new key, and all that have none.
         first: dict[Hashable, int] = {}
         wanted = []
-        for i, key in enumerate(keys):
+        for i, key in zip(rows, keys, strict=True):
             if key is None or (key not in self._cache and key not in first):
                 wanted.append(i)
                 first.setdefault(key, i)
         fresh = dict(zip(wanted, self._compute(batch, wanted), strict=True))
-        results: list[Value | Failure] = []
-        for i, key in enumerate(keys):
+        results: list[Result] = []
+        for i, key in zip(rows, keys, strict=True):
             if i in fresh:
                 results.append(fresh[i])
             elif key in first:
@@ -95,27 +150,20 @@ class BuiltReward:
                 self._cache.move_to_end(key)
                 results.append(self._cache[key])
         self._remember(keys, results)
-        return self._settle(results, batch)
+        return results
 
     def _select(self, data: Columns) -> Columns:
         signature = self.spec.signature
         if signature.takes_all:
             return data
-        for name, optional in signature.data.items():
-            if name not in data and not optional:
-                raise RewardConfigError(
-                    f"reward '{self.entry.name}' needs the column '{name}'; the data has: "
-                    f"{', '.join(sorted(data))}"
-                )
+        require(self.entry, self.needs, data)
         return {name: data[name] for name in signature.data if name in data}
 
-    def _keys(self, batch: Batch) -> list[Hashable]:
-        size = len(batch.texts)
-        if not self.spec.cache:
-            return [None] * size
-        return [_key([column[i] for column in batch.columns.values()]) for i in range(size)]
+    def _key(self, batch: Batch, i: int) -> Hashable:
+        own = frozen([column[i] for column in batch.columns.values()]) if self.spec.cache else None
+        return None if own is None else (self._given, own)
 
-    def _compute(self, batch: Batch, wanted: Sequence[int]) -> list[Value | Failure]:
+    def _compute(self, batch: Batch, wanted: Sequence[int]) -> list[Result]:
         if not wanted:
             return []
         try:
@@ -128,16 +176,16 @@ class BuiltReward:
 
     def _one_by_one(
         self, batch: Batch, wanted: Sequence[int], error: BaseException
-    ) -> list[Value | Failure]:
+    ) -> list[Result]:
         """The batch call raised: find the samples that are to blame."""
-        results: list[Value | Failure] = []
+        results: list[Result] = []
         for i in wanted:
             try:
                 results += self._checked(self._call(batch, [i]), batch, [i])
             except RewardError:
                 raise
             except (Exception, SystemExit) as alone:
-                results.append(Failure(f"raised {described(alone)}", alone))
+                results.append(Failure(f"{self.label} raised {described(alone)}", alone))
                 if self.entry.on_error == "raise":
                     break
         if not any(isinstance(result, Failure) for result in results):
@@ -145,7 +193,7 @@ class BuiltReward:
                 f"{self.label} raised {described(error)} on {len(wanted)} samples, though on none "
                 "of them alone"
             ) from error
-        failed = [Failure("was not tried")] * (len(wanted) - len(results))
+        failed = [Failure(f"{self.label} was not tried")] * (len(wanted) - len(results))
         return [*results, *failed]
 
     def _call(self, batch: Batch, wanted: Sequence[int]) -> object:
@@ -153,9 +201,7 @@ class BuiltReward:
             **{name: [column[i] for i in wanted] for name, column in batch.columns.items()}
         )
 
-    def _checked(
-        self, returned: object, batch: Batch, wanted: Sequence[int]
-    ) -> list[Value | Failure]:
+    def _checked(self, returned: object, batch: Batch, wanted: Sequence[int]) -> list[Result]:
         returned = _plain(returned)
         if not isinstance(returned, list | tuple):
             raise RewardError(
@@ -168,7 +214,7 @@ class BuiltReward:
             )
         return [self._value(item, batch, i) for item, i in zip(returned, wanted, strict=True)]
 
-    def _value(self, item: object, batch: Batch, i: int) -> Value | Failure:
+    def _value(self, item: object, batch: Batch, i: int) -> Result:
         if item is None:
             return None
         item = _plain(item)
@@ -179,7 +225,7 @@ class BuiltReward:
             )
         number = _as_float(item)
         if not math.isfinite(number):
-            return Failure(f"returned {number}")
+            return Failure(f"{self.label} returned {number}")
         if not isinstance(item, Score) or not item.spans:
             return number
         for span in item.spans:
@@ -195,28 +241,47 @@ class BuiltReward:
             return
         raise RewardError(f"{self.label} returned {fault} for {batch.sample(i)}")
 
-    def _remember(self, keys: Sequence[Hashable], results: Sequence[Value | Failure]) -> None:
+    def _remember(self, keys: Sequence[Hashable], results: Sequence[Result]) -> None:
         for key, result in zip(keys, results, strict=True):
             if key is not None and not isinstance(result, Failure):
                 self._cache[key] = result
         while len(self._cache) > _CACHED_VALUES:
             self._cache.popitem(last=False)
 
-    def _settle(self, results: Sequence[Value | Failure], batch: Batch) -> tuple[list[Value], int]:
-        """Raise on a failure, or under `skip` turn it into None up to the ceiling."""
-        failed = [(i, r) for i, r in enumerate(results) if isinstance(r, Failure)]
-        if failed and (self.entry.on_error == "raise" or len(failed) > SKIP_CEILING * len(results)):
-            i, failure = failed[0]
-            many = (
-                f", and failed on {len(failed)} of {len(results)} samples; on_error: skip allows "
-                f"{SKIP_CEILING:.0%}"
-                if self.entry.on_error == "skip"
-                else ""
-            )
-            raise RewardError(
-                f"{self.label} {failure.reason} for {batch.sample(i)}{many}"
-            ) from failure.cause
-        return [None if isinstance(r, Failure) else r for r in results], len(failed)
+
+def construct(entry: RewardEntry, spec: RewardSpec, params: Mapping[str, Any]) -> Reward:
+    """The callable with its parameters; whatever goes wrong names the entry."""
+    where = f"rewards.{entry.name}"
+    try:
+        return spec.build(params)
+    except RewardConfigError as error:
+        raise error.within(where) from error
+    except (Exception, SystemExit) as error:
+        raise RewardConfigError(
+            f"{where} ({spec.kind}, {spec.source}) cannot be built: {described(error)}"
+        ) from error
+
+
+def label(entry: RewardEntry, spec: RewardSpec) -> str:
+    return f"reward '{entry.name}' ({spec.kind}, {spec.source})"
+
+
+def _settle(
+    entry: RewardEntry, results: Sequence[Result], texts: Sequence[str]
+) -> tuple[list[Value], int]:
+    """Raise on a failure, or under `skip` turn it into None up to the ceiling."""
+    failed = [(i, r) for i, r in enumerate(results) if isinstance(r, Failure)]
+    if failed and (entry.on_error == "raise" or len(failed) > SKIP_CEILING * len(results)):
+        i, failure = failed[0]
+        many = (
+            f", and failed on {len(failed)} of {len(results)} samples; on_error: skip allows "
+            f"{SKIP_CEILING:.0%}"
+            if entry.on_error == "skip"
+            else ""
+        )
+        sample = f"sample {i}: {brief(texts[i])}"
+        raise RewardError(f"{failure.reason} for {sample}{many}") from failure.cause
+    return [None if isinstance(r, Failure) else r for r in results], len(failed)
 
 
 def _plain(returned: object) -> object:
@@ -231,7 +296,7 @@ def _as_float(item: Real) -> float:
         return math.inf
 
 
-def _key(values: Sequence[Any]) -> Hashable:
+def frozen(values: Sequence[Any]) -> Hashable:
     """A hashable that is equal for equal values only, or None where there is no such thing."""
     try:
         return tuple(_frozen(value) for value in values)

@@ -1,7 +1,7 @@
 """Several rewards as one score: build them, call all, weigh, and keep each one's credit."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewards import registry, schema
-from rewards.calling import BuiltReward, Columns, Value
-from rewards.contract import RewardConfigError, RewardError, Score, Span, described
-from rewards.entries import RewardEntry, check_names, parse_entries
-from rewards.spec import RewardSpec
+from rewards.calling import BuiltReward, Columns, Scorer, Value, construct, values
+from rewards.columns import PerPromptReward
+from rewards.combine import Combination
+from rewards.contract import RewardConfigError, RewardError, Score, Span
+from rewards.entries import Ramp, RewardEntry, check_names, parse_entries, parse_parts
+from rewards.spec import RewardSpec, column_of
 
 __all__ = ["RewardEntry", "RewardOutput", "RewardSet", "parse_entries"]
 
@@ -34,11 +36,12 @@ class RewardOutput:
     names: tuple[str, ...]
     values: NDArray[np.float64]  # (B, R) as returned, NaN where a reward did not apply
     valid: NDArray[np.bool_]  # (B, R)
-    score: NDArray[np.float64]  # (B,): sum over valid of weight * clip(scale * value)
+    score: NDArray[np.float64]  # (B,): sum over valid of weight * entry.shaped(value)
     spans: tuple[
         tuple[Span, ...], ...
     ]  # B, in score units, by end; the rest of the score: last action
     skipped: Mapping[str, int]  # failures that on_error: skip turned into None
+    weights: Mapping[str, float]  # as they were, of the rewards whose weight is on a schedule
 
     def __len__(self) -> int:
         return len(self.score)
@@ -55,7 +58,7 @@ class RewardSet:
             spec = registry.from_function(function)
             pairs.append((RewardEntry(spec.kind.rpartition(".")[2], spec.kind), spec))
         check_names([entry.name for entry, _ in pairs])
-        self._rewards = [BuiltReward(entry, spec, _build(entry, spec)) for entry, spec in pairs]
+        self._rewards = [build(entry, spec) for entry, spec in pairs]
         for reward in self._rewards:
             reward.load()
 
@@ -69,30 +72,37 @@ class RewardSet:
 
     @property
     def weights(self) -> tuple[float, ...]:
-        return tuple(entry.weight for entry in self.entries)
+        """The final ones."""
+        return tuple(entry.weight_at(None) for entry in self.entries)
 
     @property
     def columns(self) -> frozenset[str]:
         """Columns beside prompts and completions that some reward cannot do without."""
-        needed = {
-            name
-            for reward in self._rewards
-            for name, optional in reward.spec.signature.data.items()
-            if not optional
-        }
-        return frozenset(needed - {"prompts", "completions"})
+        needed = frozenset(name for reward in self._rewards for name in reward.needs)
+        return needed - {"prompts", "completions"}
+
+    def check(self, prompts: Sequence[str], columns: Columns = _NO_COLUMNS) -> None:
+        """Refuse prompts that lack a column, or with a value that a parameter does not allow.
+
+        Raises RewardConfigError; nothing is scored.
+        """
+        data = {**columns, "prompts": prompts, "completions": [""] * len(prompts)}
+        for reward in self._rewards:
+            reward.check(data)
 
     def __call__(
         self,
         prompts: Sequence[str],
         completions: Sequence[str],
         columns: Columns = _NO_COLUMNS,
+        iteration: int | None = None,
     ) -> RewardOutput:
         """Score B completions; every column holds B values.
 
+        Weights on a schedule are those of the iteration, the first being 0, or the final ones.
         Raises RewardError, or RewardConfigError where a column is missing.
         """
-        return self._score(prompts, completions, columns, use_cache=True)
+        return self._score(prompts, completions, columns, iteration, use_cache=True)
 
     def probe(self, prompts: Sequence[str] = ("",), columns: Columns = _NO_COLUMNS) -> RewardOutput:
         """Score a few awkward texts, in one batch and one alone, to meet a faulty reward early.
@@ -108,7 +118,7 @@ class RewardSet:
         return output
 
     def as_trl(self, name: str) -> Callable[..., list[float | None]]:
-        """One reward for TRL's trainers: clip(scale * value); `reward_weights` takes the weight."""
+        """One reward for TRL's trainers, shaped but not weighed: `reward_weights` takes that."""
         reward = next((r for r in self._rewards if r.entry.name == name), None)
         if reward is None:
             raise RewardConfigError(
@@ -122,55 +132,86 @@ class RewardSet:
             texts = [plain_text(item) for item in completions]
             data = {"prompts": [plain_text(item) for item in prompts], "completions": texts}
             full = {k: v for k, v in columns.items() if _is_column(v, len(texts))} | data
-            values, _ = built.values(full)
-            return [None if value is None else built.entry.clipped(value) for value in values]
+            returned, _ = values(built, full)
+            return [None if value is None else built.entry.shaped(value) for value in returned]
 
         function.__name__ = function.__qualname__ = name
         return function
 
     def _score(
-        self, prompts: Sequence[str], completions: Sequence[str], columns: Columns, use_cache: bool
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        columns: Columns,
+        iteration: int | None = None,
+        *,
+        use_cache: bool,
     ) -> RewardOutput:
         data = {**columns, "prompts": list(prompts), "completions": list(completions)}
         size = len(completions)
         for name, column in data.items():
             if len(column) != size:
                 raise RewardError(f"'{name}' has {len(column)} values for {size} completions")
-        values = np.full((size, len(self._rewards)), np.nan)
+        raw = np.full((size, len(self._rewards)), np.nan)
         score = np.zeros(size)
         spans: list[list[Span]] = [[] for _ in range(size)]
-        skipped = {}
+        skipped, weights = {}, {}
         for column_index, reward in enumerate(self._rewards):
-            returned, failed = reward.values(data, use_cache=use_cache) if size else ([], 0)
-            if reward.entry.on_error == "skip":
-                skipped[reward.entry.name] = failed
+            entry, weight = reward.entry, reward.entry.weight_at(iteration)
+            returned, failed = values(reward, data, use_cache=use_cache) if size else ([], 0)
+            if entry.on_error == "skip":
+                skipped[entry.name] = failed
+            if isinstance(entry.weight, Ramp):
+                weights[entry.name] = weight
             for i, value in enumerate(returned):
                 if value is not None:
-                    values[i, column_index] = value
-                    score[i] += reward.entry.weight * reward.entry.clipped(value)
-                    spans[i] += score_spans(reward.entry, value)
+                    raw[i, column_index] = value
+                    score[i] += weight * entry.shaped(value)
+                    spans[i] += score_spans(entry, value, iteration)
         by_end = (
             tuple(sorted(sample, key=lambda span: (span.end, span.start))) for sample in spans
         )
         return RewardOutput(
-            self.names, values, ~np.isnan(values), score, tuple(by_end), MappingProxyType(skipped)
+            names=self.names,
+            values=raw,
+            valid=~np.isnan(raw),
+            score=score,
+            spans=tuple(by_end),
+            skipped=MappingProxyType(skipped),
+            weights=MappingProxyType(weights),
         )
 
 
-def score_spans(entry: RewardEntry, value: Value) -> list[Span]:
+def build(entry: RewardEntry, spec: RewardSpec) -> Scorer:
+    """The reward of an entry, its parameters checked once more; nothing slow is loaded."""
+    params = schema.check_params(spec, entry.params, f"rewards.{entry.name}")
+    if spec.joins:
+        # A part fails as its combination does.
+        parts = [
+            replace(part, on_error=entry.on_error)
+            for part in parse_parts(entry.name, params["parts"])
+        ]
+        return Combination(entry, spec, [build(part, registry.get(part.kind)) for part in parts])
+    if any(column_of(value) is not None for value in params.values()):
+        return PerPromptReward(entry, spec, params)
+    return BuiltReward(entry, spec, construct(entry, spec, params))
+
+
+def score_spans(entry: RewardEntry, value: Value, iteration: int | None = None) -> list[Span]:
     """The spans of a value in score units.
 
-    Under `clip` the credits are the differences of the clipped running sum: dropping them only
-    where the final value is clipped would let earlier credit depend on later text.
+    Under `threshold` and `clip` the credits are the differences of the shaped running sum: dropping
+    them only where the final value is clipped would let earlier credit depend on later text.
     """
-    if not isinstance(value, Score) or entry.weight == 0:
+    weight = entry.weight_at(iteration)
+    if not isinstance(value, Score) or weight == 0:
         return []
-    spans, total, before = [], 0.0, entry.clipped(0.0)
+    spans, total, before = [], 0.0, entry.shaped(0.0)
     for span in sorted(value.spans, key=lambda span: span.end):
         total += span.credit
-        after = entry.clipped(total)
+        after = entry.shaped(total)
         if after != before:
-            spans.append(Span(span.start, span.end, entry.weight * (after - before)))
+            spans.append(Span(span.start, span.end, weight * (after - before)))
         before = after
     return spans
 
@@ -184,16 +225,3 @@ def plain_text(item: Any) -> str:
 
 def _is_column(value: Any, size: int) -> bool:
     return isinstance(value, list | tuple) and len(value) == size
-
-
-def _build(entry: RewardEntry, spec: RewardSpec) -> Any:
-    where = f"rewards.{entry.name}"
-    params = schema.check_params(spec, entry.params, where)
-    try:
-        return spec.build(params)
-    except RewardConfigError as error:
-        raise error.within(where) from error
-    except (Exception, SystemExit) as error:
-        raise RewardConfigError(
-            f"{where} ({spec.kind}, {spec.source}) cannot be built: {described(error)}"
-        ) from error

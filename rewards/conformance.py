@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rewards import registry, schema
-from rewards.calling import BuiltReward, Columns, Value
+from rewards import calling, registry, schema
+from rewards.calling import Columns, Scorer, Value
+from rewards.compose import build
 from rewards.contract import RewardError, Score, Span, brief
 from rewards.entries import RewardEntry
 from rewards.spec import RewardSpec
@@ -53,7 +54,7 @@ def check(
     example_columns = example.pop("data", {})
     chosen = schema.check_params(spec, example if params is None else params, spec.kind)
     entry = RewardEntry(spec.kind.rpartition(".")[2], spec.kind, chosen)
-    built = BuiltReward(entry, spec, spec.build(chosen))
+    built = build(entry, spec)
     built.load()
     data = {
         name: [column[i % len(column)] for i in range(len(texts))]
@@ -69,8 +70,8 @@ def check(
         _check_causal(built, data, i, values[i])
 
 
-def _values(built: BuiltReward, data: Columns) -> list[Value]:
-    return built.values(data, use_cache=False)[0]
+def _values(built: Scorer, data: Columns) -> list[Value]:
+    return calling.values(built, data, use_cache=False)[0]
 
 
 def _rows(data: Columns, rows: Sequence[int]) -> Columns:
@@ -90,7 +91,7 @@ def _check_bounds(spec: RewardSpec, data: Columns, values: Sequence[Value]) -> N
 
 
 def _check_same(
-    built: BuiltReward, data: Columns, values: Sequence[Value], rows: list[int], how: str
+    built: Scorer, data: Columns, values: Sequence[Value], rows: list[int], how: str
 ) -> None:
     for i, value in zip(rows, _values(built, _rows(data, rows)), strict=True):
         before = values[i]
@@ -110,7 +111,7 @@ def _spans(value: Value) -> tuple[Span, ...]:
     return value.spans if isinstance(value, Score) else ()
 
 
-def _check_causal(built: BuiltReward, data: Columns, i: int, value: Value) -> None:
+def _check_causal(built: Scorer, data: Columns, i: int, value: Value) -> None:
     """Whatever follows a decision point, the credit up to there must be the same."""
     text, spans = data["completions"][i], _spans(value)
     ends = {span.end for span in spans if span.end < len(text)}

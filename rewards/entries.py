@@ -9,7 +9,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from rewards import registry
-from rewards.contract import RewardConfigError
+from rewards.contract import RewardConfigError, brief
 from rewards.schema import explain
 from rewards.spec import ENTRY_KEYS
 
@@ -25,6 +25,9 @@ _NOT_YET = {
 
 class _Options(TypedDict, total=False):
     weight: Annotated[Finite, Field(description="factor in the score; 0 makes a metric")]
+    threshold: Annotated[
+        Finite | None, Field(description="the value becomes 1 where it is this or more, and else 0")
+    ]
     scale: Annotated[Finite, Field(description="factor on the value, before clip")]
     clip: Annotated[tuple[Finite, Finite] | None, Field(description="bounds of the scaled value")]
     on_error: Annotated[
@@ -32,25 +35,79 @@ class _Options(TypedDict, total=False):
     ]
 
 
-_options = TypeAdapter(_Options)
+_Ramp = TypedDict(
+    "_Ramp",
+    {
+        "from": Annotated[Finite, Field(description="weight in the first iteration")],
+        "to": Annotated[Finite, Field(description="final weight, which the target holds")],
+        "iterations": Annotated[
+            int, Field(ge=1, description="how many the weight takes from one to the other")
+        ],
+    },
+)
+_options, _ramp = TypeAdapter(_Options), TypeAdapter(_Ramp)
+_PART_OPTIONS = ("threshold", "scale", "clip")
+_COLUMN = {
+    "type": "object",
+    "properties": {"column": {"type": "string"}},
+    "required": ["column"],
+    "additionalProperties": False,
+    "description": "every sample's own value, from this column of the data",
+}
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A weight that goes from `start` to `end` in equal steps, and stays there."""
+
+    start: float
+    end: float
+    iterations: int
+
+    def at(self, iteration: int | None) -> float:
+        """The weight in an iteration, the first being 0; None asks for the final one."""
+        if iteration is None or iteration >= self.iterations:
+            return self.end
+        return self.start + (self.end - self.start) * iteration / self.iterations
 
 
 @dataclass(frozen=True)
 class RewardEntry:
-    """One reward of a set; it adds weight * clip(scale * value) to the score."""
+    """One reward of a set; it adds weight * clip(scale * value) to the score.
+
+    Under a threshold the value is first turned into 1, where it reaches it, or 0.
+    """
 
     name: str
     kind: str
     params: Mapping[str, Any] = field(default_factory=dict)
-    weight: float = 1.0
+    weight: float | Ramp = 1.0
+    threshold: float | None = None
     scale: float = 1.0
     clip: tuple[float, float] | None = None
     on_error: OnError = "raise"
 
-    def clipped(self, value: float) -> float:
-        """clip(scale * value)"""
+    def weight_at(self, iteration: int | None) -> float:
+        """The weight in an iteration, the first being 0; None asks for the final one."""
+        return self.weight.at(iteration) if isinstance(self.weight, Ramp) else self.weight
+
+    def shaped(self, value: float) -> float:
+        """clip(scale * value), the value being 1 or 0 under a threshold."""
+        if self.threshold is not None:
+            value = float(value >= self.threshold)
         scaled = self.scale * value
         return scaled if self.clip is None else min(max(scaled, self.clip[0]), self.clip[1])
+
+    def settings(self) -> dict[str, Any]:
+        """What a configuration would hold of the entry, defaults written out."""
+        weight: Any = self.weight
+        if isinstance(weight, Ramp):
+            weight = {"from": weight.start, "to": weight.end, "iterations": weight.iterations}
+        return {**self.part_settings(), "weight": weight, "on_error": self.on_error}
+
+    def part_settings(self) -> dict[str, Any]:
+        """The same of a part, which has neither weight nor on_error."""
+        return {"kind": self.kind, **self.params} | {n: vars(self)[n] for n in _PART_OPTIONS}
 
 
 def parse_entries(section: Mapping[str, Any]) -> list[RewardEntry]:
@@ -58,19 +115,47 @@ def parse_entries(section: Mapping[str, Any]) -> list[RewardEntry]:
     return [_parse(name, entry) for name, entry in section.items() if entry is not None]
 
 
-def check_names(names: Sequence[str]) -> None:
+def parse_parts(name: str, parts: Mapping[str, Any]) -> list[RewardEntry]:
+    """The parts of the combination `name` as entries of their own, NAME.parts.PART, checked."""
+    entries = [
+        _parse_part(f"{name}.parts", part, entry)
+        for part, entry in parts.items()
+        if entry is not None
+    ]
+    if not entries:
+        raise RewardConfigError(f"rewards.{name}.parts={brief(parts)} holds no part; name one")
+    return entries
+
+
+def check_names(names: Sequence[str], where: str = "rewards") -> None:
     for name in names:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             hint = "; YAML reads it as true or false: quote it" if isinstance(name, bool) else ""
             raise RewardConfigError(
-                f"rewards.{name}: a reward's name is letters, digits, _ and -, a letter first{hint}"
+                f"{where}.{name}: a reward's name is letters, digits, _ and -, a letter first{hint}"
             )
         if names.count(name) > 1:
-            raise RewardConfigError(f"rewards.{name} is there twice; rename one")
+            raise RewardConfigError(f"{where}.{name} is there twice; rename one")
 
 
 def _parse(name: str, entry: Any) -> RewardEntry:
     check_names([name])
+    return _read(name, entry)
+
+
+def _parse_part(above: str, name: str, entry: Any) -> RewardEntry:
+    check_names([name], f"rewards.{above}")
+    where = f"rewards.{above}.{name}"
+    for key in ("weight", "on_error"):
+        if isinstance(entry, Mapping) and key in entry:
+            raise RewardConfigError(
+                f"{where}.{key}={brief(entry[key])} belongs to the combination; a part takes "
+                f"{', '.join(_PART_OPTIONS)}"
+            )
+    return _read(f"{above}.{name}", entry)
+
+
+def _read(name: str, entry: Any) -> RewardEntry:
     where = f"rewards.{name}"
     if not isinstance(entry, Mapping):
         raise RewardConfigError(
@@ -85,38 +170,91 @@ def _parse(name: str, entry: Any) -> RewardEntry:
     for key, reason in _NOT_YET.items():
         if entry.get(key) is not None and entry[key] is not False:
             raise RewardConfigError(f"{where}.{key} {reason}")
+    options = _read_options(entry, where)
+    params = {key: value for key, value in entry.items() if key not in ENTRY_KEYS}
+    checked = registry.check_params(spec.kind, params, where)
+    if spec.joins:
+        parts = parse_parts(name, checked["parts"])
+        checked["parts"] = {p.name.rpartition(".")[2]: p.part_settings() for p in parts}
+    return RewardEntry(name, kind, checked, **options)
+
+
+def _read_options(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     given = {key: entry[key] for key in _Options.__annotations__ if key in entry}
+    ramp = given.pop("weight") if isinstance(given.get("weight"), Mapping) else None
     try:
-        options = _options.validate_python(given)
+        options: dict[str, Any] = dict(_options.validate_python(given))
     except ValidationError as error:
         raise RewardConfigError("\n".join(explain(error, given, where))) from error
     clip = options.get("clip")
     if clip is not None and clip[0] > clip[1]:
         raise RewardConfigError(f"{where}.clip={list(clip)} must be [low, high]")
-    params = {key: value for key, value in entry.items() if key not in ENTRY_KEYS}
-    return RewardEntry(name, kind, registry.check_params(spec.kind, params, where), **options)
+    return options if ramp is None else options | {"weight": _read_ramp(ramp, f"{where}.weight")}
+
+
+def _read_ramp(given: Mapping[str, Any], where: str) -> Ramp:
+    if given.keys() != _Ramp.__annotations__.keys():
+        raise RewardConfigError(
+            f"{where}={brief(given)} must be a number, or hold from, to and iterations"
+        )
+    try:
+        checked = _ramp.validate_python(given)
+    except ValidationError as error:
+        raise RewardConfigError("\n".join(explain(error, given, where))) from error
+    return Ramp(checked["from"], checked["to"], checked["iterations"])
 
 
 def entries_json_schema() -> dict[str, Any]:
     """The JSON Schema of a `rewards` section: each entry is one of the kinds."""
+    options = options_json_schema()["properties"]
+    part_options = {name: options[name] for name in _PART_OPTIONS}
+    null, kinds = {"type": "null"}, registry.kinds()
     return {
         "type": "object",
-        "additionalProperties": {
-            "oneOf": [{"type": "null"}, *(_kind_schema(kind) for kind in registry.kinds())]
+        "additionalProperties": {"oneOf": [null, *(_open_schema(k, options) for k in kinds)]},
+        "$defs": {
+            "part": {
+                "$anchor": "part",
+                "oneOf": [null, *(_open_schema(k, part_options) for k in kinds)],
+            }
         },
     }
+
+
+def entry_json_schema(kind: str) -> dict[str, Any]:
+    """The JSON Schema of one kind's entry with values of its own, none from a column."""
+    return _with_options(registry.json_schema(kind), kind, options_json_schema()["properties"])
 
 
 def options_json_schema() -> dict[str, Any]:
     """The JSON Schema of what an entry of any kind takes beside the kind's own parameters."""
     schema = _options.json_schema()
-    for name, default in (("weight", 1.0), ("scale", 1.0), ("clip", None), ("on_error", "raise")):
+    defaults = {"weight": 1.0, "threshold": None, "scale": 1.0, "clip": None, "on_error": "raise"}
+    for name, default in defaults.items():
         schema["properties"][name]["default"] = default
+    weight = schema["properties"]["weight"]
+    schema["properties"]["weight"] = _or(weight, {**_ramp.json_schema(), "title": "A schedule"})
     return schema
 
 
-def _kind_schema(kind: str) -> dict[str, Any]:
-    schema, shared = registry.json_schema(kind), options_json_schema()["properties"]
-    schema["properties"] = {"kind": {"const": kind}, **shared, **schema.get("properties", {})}
+def _open_schema(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A kind's entry, each parameter of which may come from a column."""
+    schema = registry.json_schema(kind)
+    named = schema.get("properties", {})
+    if registry.get(kind).joins:
+        named["parts"]["additionalProperties"] = {"$ref": "#part"}
+    else:
+        schema["properties"] = {name: _or(node, _COLUMN) for name, node in named.items()}
+    return _with_options(schema, kind, options)
+
+
+def _with_options(schema: dict[str, Any], kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    schema["properties"] = {"kind": {"const": kind}, **options, **schema.get("properties", {})}
     schema["required"] = ["kind", *schema.get("required", [])]
     return schema
+
+
+def _or(node: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Either of two schemas, with the first one's description and default."""
+    about = {key: node[key] for key in ("title", "description", "default") if key in node}
+    return {"anyOf": [{k: v for k, v in node.items() if k not in about}, dict(other)], **about}

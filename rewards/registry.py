@@ -5,7 +5,7 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, TypeVar, overload
 from rewards import schema
 from rewards.contract import RewardConfigError, described
 from rewards.schema import Description, nearest
-from rewards.spec import Bounds, RewardSpec, read, read_plain, source_of
+from rewards.spec import Bounds, RewardSpec, Signature, read, read_plain, source_of
 
 Target = TypeVar("Target", bound=Callable[..., Any])
 _KIND = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -61,6 +61,14 @@ def reward(
         return target
 
     return register
+
+
+def add_combination(
+    kind: str, joined: Callable[[Sequence[float]], float], parts: Any, example: Mapping[str, Any]
+) -> None:
+    """Register a kind that makes one number of its parts'; `parts` annotates their parameter."""
+    signature = Signature({}, takes_all=True, annotations={"parts": parts}, defaults={})
+    _add(RewardSpec(kind, joined, signature, None, example, cache=False, joins=True))
 
 
 def from_function(function: Callable[..., Any]) -> RewardSpec:

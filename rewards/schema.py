@@ -10,7 +10,14 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from rewards.contract import RewardConfigError, brief
-from rewards.spec import ENTRY_KEYS, Bounds, RewardSpec, takes_string_list, type_name
+from rewards.spec import (
+    ENTRY_KEYS,
+    Bounds,
+    RewardSpec,
+    column_of,
+    takes_string_list,
+    type_name,
+)
 
 _WANTS_TEXT = ("string_type", "literal_error", "list_type")
 
@@ -31,6 +38,7 @@ class Description:
     doc: str
     parameters: tuple[Parameter, ...]
     data: tuple[str, ...]  # the columns that it reads
+    joins: bool  # a combination, which reads what its parts read
     bounds: Bounds | None
     source: str
     example: Mapping[str, Any] | None
@@ -42,12 +50,15 @@ class Description:
     def __str__(self) -> str:
         low_high = f"{self.bounds[0]:g} to {self.bounds[1]:g}" if self.bounds else "not stated"
         lines = [f"{self.kind}   {self.source}", "", self.doc or "(no docstring)", ""]
-        lines += [f"bounds: {low_high}", f"reads: {', '.join(self.data)}", "parameters:"]
+        reads = "what its parts read" if self.joins else ", ".join(self.data)
+        lines += [f"bounds: {low_high}", f"reads: {reads}", "parameters:"]
         for p in self.parameters or ():
             default = "required" if p.default is None else f"default {p.default}"
             lines.append(f"  {p.name}: {p.type}   ({default}){f'   {p.doc}' if p.doc else ''}")
         if not self.parameters:
             lines.append("  none")
+        elif not self.joins:
+            lines.append("  each may be {column: NAME}: every sample's own, from the data's column")
         if self.example is not None:
             lines.append(
                 f"example: {json.dumps({'kind': self.kind, **self.example}, default=repr)}"
@@ -56,21 +67,36 @@ class Description:
 
 
 def check_params(spec: RewardSpec, params: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The parameters checked and completed; what comes from a column is left as it is."""
     annotations = spec.signature.annotations
     for name in params:
         if name not in annotations:
-            hint = nearest(str(name), [*annotations, *ENTRY_KEYS[1:5]], "it takes")
+            hint = nearest(str(name), [*annotations, *ENTRY_KEYS[1:6]], "it takes")
             raise RewardConfigError(f"{where}.{name} is not a parameter of {spec.kind}; {hint}")
     for name in spec.signature.required:
         if name not in params:
             wanted = type_name(annotations[name])
             raise RewardConfigError(f"{where}.{name} is missing; {spec.kind} needs it ({wanted})")
+    columns = {name: value for name, value in params.items() if column_of(value) is not None}
+    for name, value in columns.items():
+        if column_of(value) == "completions":
+            raise RewardConfigError(
+                f"{where}.{name}={brief(value)} is known only once a completion has ended; name "
+                "another column"
+            )
+    given = {name: value for name, value in params.items() if name not in columns}
+    return {**spec.signature.defaults, **check_values(spec, given, where), **columns}
+
+
+def check_values(spec: RewardSpec, params: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Some of a kind's parameters, checked and coerced."""
+    annotations = spec.signature.annotations
     given = {name: _wrap(value, annotations[name]) for name, value in params.items()}
     try:
         checked: dict[str, Any] = spec.adapter.validate_python(given)
     except ValidationError as error:
         raise RewardConfigError("\n".join(explain(error, given, where))) from error
-    return {**spec.signature.defaults, **checked}
+    return checked
 
 
 def explain(error: ValidationError, given: Mapping[str, Any], where: str) -> Iterator[str]:
@@ -95,6 +121,8 @@ def explain(error: ValidationError, given: Mapping[str, Any], where: str) -> Ite
 def json_schema(spec: RewardSpec) -> dict[str, Any]:
     schema = spec.adapter.json_schema()
     schema.update(title=spec.kind, description=spec.doc)
+    if spec.signature.required:
+        schema["required"] = spec.signature.required
     for name, default in spec.signature.defaults.items():
         schema["properties"][name]["default"] = default
     return schema
@@ -116,6 +144,7 @@ def describe(spec: RewardSpec) -> Description:
         spec.doc,
         parameters,
         tuple(signature.data),
+        spec.joins,
         spec.bounds,
         spec.source,
         spec.example,

@@ -16,7 +16,10 @@ from typing_extensions import TypedDict
 from rewards.contract import Reward, RewardConfigError
 
 # These belong to the entry around a reward's parameters, or to what the registry keeps beside them.
-ENTRY_KEYS = ("kind", "weight", "scale", "clip", "on_error", "moment", "hard", "isolate")
+ENTRY_KEYS = (
+    *("kind", "weight", "threshold", "scale", "clip", "on_error"),
+    *("moment", "hard", "isolate"),
+)
 RESERVED = (*ENTRY_KEYS, "data")
 Bounds = tuple[float, float]
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -26,13 +29,18 @@ _NAMED = inspect.Parameter.KEYWORD_ONLY
 @dataclass(frozen=True)
 class Signature:
     data: Mapping[str, bool]  # positional name -> whether it has a default
-    takes_all: bool  # has **kwargs: every column is handed over (plain functions only)
+    takes_all: bool  # every column is handed over: plain functions with **kwargs, combinations
     annotations: Mapping[str, Any]  # keyword-only name -> type
     defaults: Mapping[str, Any]
 
     @property
     def required(self) -> list[str]:
         return [name for name in self.annotations if name not in self.defaults]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The columns that must be there."""
+        return frozenset(name for name, optional in self.data.items() if not optional)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +53,7 @@ class RewardSpec:
     bounds: Bounds | None
     example: Mapping[str, Any] | None  # parameters, and `data` for the columns that it reads
     cache: bool  # false where the same text may get another value
+    joins: bool = False  # a combination: `target` makes one number of its parts'
 
     @property
     def source(self) -> str:
@@ -58,11 +67,11 @@ class RewardSpec:
 
     @cached_property
     def adapter(self) -> TypeAdapter[Any]:
-        """Validates parameters; unlike a model, a TypedDict has no names that they could hide."""
-        given = self.signature
-        fields = {
-            n: a if n in given.required else NotRequired[a] for n, a in given.annotations.items()
-        }
+        """Validates those parameters that it is given, whether or not the required ones are there.
+
+        Unlike a model, a TypedDict has no names that parameters could hide.
+        """
+        fields = {name: NotRequired[type_] for name, type_ in self.signature.annotations.items()}
         made = TypedDict("Parameters", fields)  # type: ignore[misc]
         with_config(ConfigDict(extra="forbid"))(made)
         try:
@@ -78,6 +87,14 @@ class RewardSpec:
         if inspect.isclass(self.target):
             return cast(Reward, self.target(**params))
         return partial(self.target, **params) if params else self.target
+
+
+def column_of(value: object) -> str | None:
+    """NAME of a parameter's `{column: NAME}`; None where it is a value that holds for all."""
+    if isinstance(value, Mapping) and value.keys() == {"column"}:
+        name = value["column"]
+        return name if isinstance(name, str) else None
+    return None
 
 
 def source_of(target: Callable[..., Any]) -> str:

@@ -29,7 +29,8 @@ def evaluate(session: Session, kl_coef: float, *, of_reference: bool = False) ->
 
     The same prompts and random numbers every time, so that evaluations differ by the policy alone.
     In float32 unless `eval.dtype` says otherwise: bf16 moves a response's log-probability by about
-    0.2 nats. `eval/objective` is score - beta KL, which is what the training maximises.
+    0.2 nats. `eval/objective` is score - beta KL, which is what the training maximises; the weights
+    in it are the final ones.
     """
     in_float32 = session.config.eval.dtype == "float32"
     policy = session.policy.in_float32() if in_float32 else session.policy

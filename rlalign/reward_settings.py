@@ -92,17 +92,34 @@ def _is_known(kind: Any) -> bool:
 
 def _settle_entry(name: str, entry: dict[str, Any], texts: Texts, problems: Problems) -> None:
     path = ("rewards", name)
-    schema = _entry_schema(entry["kind"])
-    settle(schema, schema, entry, path, texts, problems)
+    _settle_values(entry, path, texts, problems)
     told = {key for key in entry if problems.are_about((*path, key))}
     parsed, faults = _parse(name, entry)
     for setting, message in faults:
-        if setting.removeprefix(f"rewards.{name}.").partition("[")[0] not in told:
+        if _key_of(setting, name) not in told:
             problems.add([setting], message)
     if parsed is not None:
         # Defaults are written out: the saved configuration says what the run did.
-        options = {key: getattr(parsed, key) for key in ("weight", "scale", "clip", "on_error")}
-        entry |= plain_copy({**parsed.params, **options}, path, problems)
+        entry |= plain_copy(parsed.settings(), path, problems)
+
+
+def _settle_values(
+    entry: dict[str, Any], path: tuple[str, ...], texts: Texts, problems: Problems
+) -> None:
+    """Settle an entry's values and those of its parts; what comes from a column has no type yet."""
+    from rewards import entries, registry, spec
+
+    kind = entry.get("kind")
+    if not isinstance(kind, str) or kind not in registry.kinds():
+        return
+    schema: Node = entries.entry_json_schema(kind)
+    given = {key: value for key, value in entry.items() if spec.column_of(value) is None}
+    settle(schema, schema, given, path, texts, problems)
+    entry |= given
+    parts = entry.get("parts") if registry.get(kind).joins else None
+    for name, part in parts.items() if isinstance(parts, dict) else ():
+        if isinstance(part, dict):
+            _settle_values(part, (*path, "parts", name), texts, problems)
 
 
 def _parse(
@@ -123,7 +140,7 @@ def _parse(
         for line in lines:
             match = SETTING.match(line)
             setting = match[0] if match else line
-            key = setting.removeprefix(f"rewards.{name}.").partition("[")[0]
+            key = _key_of(setting, name)
             if key not in keys:  # what was left out is now missing
                 faults.append((setting, line))
                 found.add(key)
@@ -133,11 +150,26 @@ def _parse(
         rest = {key: value for key, value in rest.items() if key not in found}
 
 
-def _entry_schema(kind: Any) -> Node:
-    """The schema of one kind's entry; of nothing at all where the kind is unknown."""
-    options: list[Node] = entries_schema()["additionalProperties"]["oneOf"]
-    known = (option for option in options if "properties" in option)
-    return next((o for o in known if o["properties"]["kind"]["const"] == kind), {})
+def _key_of(setting: str, name: str) -> str:
+    """The entry's key that a setting is or lies in: `parts` of `rewards.NAME.parts.a.words[0]`."""
+    return re.split(r"[.\[]", setting.removeprefix(f"rewards.{name}."))[0]
+
+
+def schedule_warnings(rewards: Mapping[str, Mapping[str, Any]], iterations: int) -> list[str]:
+    """One line for each reward whose weight moves, with the target, in `iterations`."""
+    lines = []
+    for name, entry in rewards.items():
+        weight = entry.get("weight")
+        if not isinstance(weight, Mapping):
+            continue
+        line = (
+            f"rewards.{name}.weight={{from: {weight['from']:g}, to: {weight['to']:g}, iterations: "
+            f"{weight['iterations']}}}: it moves; the target is the one of the final weight"
+        )
+        if iterations <= weight["iterations"]:
+            line += f", which train.iterations={iterations} ends before"
+        lines.append(line)
+    return lines
 
 
 def entries_schema() -> Node:

@@ -102,9 +102,10 @@ def settings(root: Node, node: Node | None = None, prefix: str = "") -> Iterator
     for key, child in properties(root, node or root).items():
         path = prefix + key
         below = properties(root, child)
-        optional = "null" in json_types(root, child)
-        if not below or optional:
-            kind = "a group, or null" if below else describe(root, child)
+        otherwise = json_types(root, child) - {"object"}  # what may stand in place of a group
+        if not below or otherwise:
+            optional = below and otherwise == {"null"}
+            kind = "a group, or null" if optional else describe(root, child)
             yield Setting(path, kind, child.get("default"), child.get("description", ""))
         if below:
             yield from settings(root, child, path + ".")

@@ -22,14 +22,16 @@ def score_rollout(
     policy: Policy,
     tokenizer: PreTrainedTokenizerBase,
     budget: int,
+    iteration: int | None = None,
 ) -> ScoredRollout:
     """Rewards, per-token rewards and the reference's log-probabilities of a rollout.
 
+    Weights on a schedule are those of the iteration, the first being 0, or the final ones.
     Raises RewardError, naming the reward and the sample, where a reward misbehaves.
     """
     device = rollout.response_ids.device
     prompts = rollout.prompts
-    output = reward_set(list(prompts.texts), list(rollout.texts), prompts.columns)
+    output = reward_set(list(prompts.texts), list(rollout.texts), prompts.columns, iteration)
     raw = torch.as_tensor(output.score, dtype=torch.float32)
     finished = rollout.finished.cpu()
     score = potential(raw, finished, section)  # (B,)
@@ -43,6 +45,7 @@ def score_rollout(
         token_rewards=token_rewards,
         ref_logprobs=reference_logprobs(rollout, policy, budget),
         failures=dict(output.skipped),
+        weights=dict(output.weights),
     )
 
 
@@ -183,4 +186,6 @@ def rollout_stats(
     for name in skipping:
         failed = torch.tensor(float(scored.failures.get(name, 0)), device=scored.score.device)
         stats[f"reward/{name}/failed"] = float(sum_over_ranks(failed))
+    for name, weight in scored.weights.items():
+        stats[f"reward/{name}/weight"] = weight
     return stats

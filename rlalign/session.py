@@ -61,6 +61,8 @@ class Session:
         self.reward_set = RewardSet(parse_entries(config.rewards), extra=list(rewards))
         if not any(self.reward_set.weights):
             logger.warning("every reward has weight 0: only the KL to the reference is optimised")
+        for prompts_of in (self.prompts, self.eval_prompts):
+            self.reward_set.check(prompts_of.texts, prompts_of.columns)
         self.reward_set.probe(
             [self.prompts.texts[0]], {n: c[:1] for n, c in self.prompts.columns.items()}
         )

@@ -95,7 +95,7 @@ class Trainer:
         return session.engine.generate(prompts, n, generator)
 
     def score(self, rollout: Rollout) -> ScoredRollout:
-        """The rollout with its rewards and the reference's log-probabilities."""
+        """The rollout with this iteration's rewards and the reference's log-probabilities."""
         session = self.session
         return score_rollout(
             rollout,
@@ -104,6 +104,7 @@ class Trainer:
             session.policy,
             session.tokenizer,
             session.budget,
+            self.iteration,
         )
 
     def step(

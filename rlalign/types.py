@@ -81,6 +81,8 @@ class ScoredRollout:
     ref_logprobs: Tensor  # (B, T) float32
     # samples that a reward with on_error: skip failed on, by its name
     failures: Mapping[str, int] = field(default_factory=dict)
+    # as they were, of the rewards whose weight is on a schedule
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rollout)

@@ -22,6 +22,7 @@ REWARDS = {
     "distinct words": {"kind": "lexical.diversity", "n": 1},
     "a clipped reward": {"kind": "lexical.excludes", "words": ["c"], "mode": "count",
                          "clip": [-1, 0]},
+    "a threshold on a rate": {"kind": "lexical.word_rate", "words": ["c", "e"], "threshold": 0.4},
 }  # fmt: skip
 
 
@@ -56,6 +57,14 @@ def test_dense_credit_has_the_gradient_of_the_whole_score(name, section):
 def test_several_rewards_together_have_it_too():
     entries = {"rate": REWARDS["a rate over the final length"] | {"weight": 2.0},
                "count": REWARDS["a count"] | {"weight": -0.5}}  # fmt: skip
+    reward_set = RewardSet(parse_entries(entries))
+    assert distance(*gradients(reward_set, ScoreSection(clip=(-0.5, 1.0)))) < 1e-4
+
+
+def test_a_combination_beside_dense_rewards_has_it_too():
+    parts = {"rate": REWARDS["a rate over the final length"], "hit": REWARDS["one hit"]}
+    entries = {"both": {"kind": "combine.min", "parts": parts, "weight": 2.0},
+               "count": REWARDS["a count"] | {"weight": 0.5}}  # fmt: skip
     reward_set = RewardSet(parse_entries(entries))
     assert distance(*gradients(reward_set, ScoreSection(clip=(-0.5, 1.0)))) < 1e-4
 

@@ -18,7 +18,7 @@ from rlalign.metrics import (
 )
 
 # Keys of the page that a plain run does not write: kl.placement=loss writes this one.
-ONLY_UNDER_A_SETTING = {"kl/loss", "reward/<name>/failed"}
+ONLY_UNDER_A_SETTING = {"kl/loss", "reward/<name>/failed", "reward/<name>/weight"}
 
 
 def test_distinct_two_counts_different_pairs_over_all_pairs_of_all_texts():

@@ -58,12 +58,13 @@ def test_a_young_or_broken_run_draws_what_there_is(tmp_path):
 def test_a_null_leaves_a_gap_in_its_own_series_only(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(
-        '{"iteration": 1, "reward/a": null, "reward/a/valid": 0, "reward/a/failed": 2}\n'
+        '{"iteration": 1, "reward/a": null, "reward/a/valid": 0, "reward/a/failed": 2, '
+        '"reward/a/weight": 0.5, "reward/weight": 1}\n'
         '{"iteration": 2, "reward/a": 3}\n'
     )
     rows = read_metrics(path)
     assert [values.tolist() for values in series(rows, "reward/a")] == [[2.0], [3.0]]
-    assert reward_names(rows) == ["a"]
+    assert reward_names(rows) == ["a", "weight"]
 
 
 def test_a_running_mean_averages_the_neighbours_that_there_are():

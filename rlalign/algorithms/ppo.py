@@ -26,6 +26,7 @@ from rlalign.policy import (
     logprobs_and_values,
     tensors,
 )
+from rlalign.reward_settings import schedule_warnings
 from rlalign.running import RunningScale
 from rlalign.sections import (
     NonNegative,
@@ -337,4 +338,4 @@ def optimum_warnings(config: PPORun) -> list[str]:
         )
     if kl.target is not None:
         lines.append(f"kl.target={kl.target}: beta moves; the target is the one of the final beta")
-    return lines
+    return lines + schedule_warnings(config.rewards, config.train.iterations)

@@ -114,16 +114,24 @@ def _rewards(config: RunConfig, functions: Sequence[str]) -> str:
     for name, entry in config.rewards.items():
         weight = entry.get("weight", 1.0)
         own = {key: value for key, value in entry.items() if key not in ENTRY_KEYS}
-        parameters = own | {key: entry[key] for key in ("scale", "clip") if entry.get(key)}
+        options = {key: entry.get(key) for key in ("threshold", "scale", "clip")}
+        parameters = own | {key: value for key, value in options.items() if value is not None}
         text = ", ".join(
             f"{key} = {json.dumps(value, ensure_ascii=False)}"
             for key, value in redact_mapping(parameters).items()
         )
-        cells = (name, str(entry.get("kind", "")), _cut(text), f"{weight:g}")
+        cells = (name, str(entry.get("kind", "")), _cut(text), weight_shown(weight))
         rows.append([escape_markdown(cell) for cell in cells])
     rows += [[escape_markdown(name), "a Python function", "", "1"] for name in functions]
     table = _table(["reward", "kind", "parameters", "weight"], rows)
     return f"## Rewards\n\n{table}\n\nA weight of 0 makes a reward a mere measurement."
+
+
+def weight_shown(weight: Any) -> str:
+    """A weight as it stands in a configuration, in a table's cell."""
+    if isinstance(weight, dict):
+        return f"{weight['from']:g} → {weight['to']:g} over {weight['iterations']} iterations"
+    return f"{weight:g}"
 
 
 def _target(config: RunConfig, kl_coef: float, caveats: Sequence[str]) -> str:

@@ -35,7 +35,18 @@ REWARDS = """\
 ## rewards
 
 `rewards.NAME` is an entry with a `kind`, the kind's own parameters (`rlalign rewards show KIND`)
-and these. It adds `weight * clip(scale * value)` to the score; a value of `null` adds nothing.
+and these. It adds `weight * clip(scale * value)` to the score, where under `threshold` the value is
+1 or 0; a value of `null` adds nothing. The metric `reward/NAME` is the value itself.
+
+- Any parameter of a kind may come from the data, a value for each prompt:
+  `topic: {column: subject}`, or `--rewards.space.topic='{column: subject}'`. Every row's value is
+  checked before training as one in this file would be.
+- `combine.all` (the product) and `combine.min` (the smallest) make one value of named `parts`. A
+  part is written as an entry without `weight` and `on_error`; where one gives `null`, so do they:
+  `{kind: combine.min, parts: {rain: {kind: lexical.contains, words: rain}, brief: {…}}}`.
+- A weight on a schedule is `{from: 0.0, to: 2.0, iterations: 20}`: `from` in the first iteration,
+  `to` after 20 of them, linear between. The target is that of the final weight, and evaluations use
+  it.
 
 """
 

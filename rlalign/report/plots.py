@@ -76,8 +76,9 @@ def reward_names(rows: Rows) -> list[str]:
     names: dict[str, None] = {}
     for row in rows:
         for key in row:
-            if key.startswith("reward/") and not key.endswith(("/valid", "/failed")):
-                names.setdefault(key.removeprefix("reward/"))
+            area, _, name = key.partition("/")
+            if area == "reward" and "/" not in name:  # else a number about a reward
+                names.setdefault(name)
     return list(names)
 
 
