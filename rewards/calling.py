@@ -97,6 +97,14 @@ class BuiltReward:
         self._remember(keys, results)
         return self._settle(results, batch)
 
+    def outcomes(self, data: Columns) -> list[Value | Failure]:
+        """What came of each sample, uncached and not settled: `values` before `on_error`.
+
+        Under `raise` the samples behind the first failure are not tried.
+        """
+        batch = Batch(data["completions"], self._select(data))
+        return self._compute(batch, range(len(batch.texts)))
+
     def _select(self, data: Columns) -> Columns:
         signature = self.spec.signature
         if signature.takes_all:
