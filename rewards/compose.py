@@ -38,6 +38,9 @@ class RewardOutput:
     spans: tuple[
         tuple[Span, ...], ...
     ]  # B, in score units, by end; the rest of the score: last action
+    own_spans: tuple[
+        tuple[tuple[Span, ...], ...], ...
+    ]  # (R, B), as each reward returned them, whatever its weight
     skipped: Mapping[str, int]  # failures that on_error: skip turned into None
 
     def __len__(self) -> int:
@@ -139,9 +142,10 @@ class RewardSet:
         values = np.full((size, len(self._rewards)), np.nan)
         score = np.zeros(size)
         spans: list[list[Span]] = [[] for _ in range(size)]
-        skipped = {}
+        own_spans, skipped = [], {}
         for column_index, reward in enumerate(self._rewards):
             returned, failed = reward.values(data, use_cache=use_cache) if size else ([], 0)
+            own_spans.append(tuple(v.spans if isinstance(v, Score) else () for v in returned))
             if reward.entry.on_error == "skip":
                 skipped[reward.entry.name] = failed
             for i, value in enumerate(returned):
@@ -153,7 +157,13 @@ class RewardSet:
             tuple(sorted(sample, key=lambda span: (span.end, span.start))) for sample in spans
         )
         return RewardOutput(
-            self.names, values, ~np.isnan(values), score, tuple(by_end), MappingProxyType(skipped)
+            self.names,
+            values,
+            ~np.isnan(values),
+            score,
+            tuple(by_end),
+            tuple(own_spans),
+            MappingProxyType(skipped),
         )
 
 
