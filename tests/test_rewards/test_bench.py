@@ -1,4 +1,4 @@
-import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -45,29 +45,38 @@ def measured(tmp_path_factory):
     return {one.kind.removeprefix("own."): one for one in found}
 
 
-def test_the_speed_is_the_batch_over_the_median_of_the_timed_calls(own_registry):
-    naps = iter([0.0, 0.02, 0.02, 1.0, 0.02, 0.02])  # the first is the warm-up
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds, which only a reward moves on."""
+    now = [0.0]
+    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    return now
 
-    @registry.reward("own.sleeps", cache=True)
+
+def test_the_speed_is_the_batch_over_the_median_of_the_timed_calls(own_registry, clock):
+    naps = iter([9.0, 0.5, 0.25, 9.0, 0.25, 0.5])  # the first is the warm-up
+
+    @registry.reward("own.sleeps")
     def sleeps(completions: list[str]) -> list[float]:
-        time.sleep(next(naps))
+        clock[0] += next(naps)
         return [0.0 for _ in completions]
 
     cost = bench.measure("own.sleeps", 10)
-    assert 100 < cost.texts_per_second <= 500  # 10 texts in 0.02 s; by the mean it were 46
+    assert (cost.texts_per_second, cost.load_seconds) == (20.0, 0.0)
 
 
-def test_loading_is_timed_apart(own_registry):
+def test_loading_is_timed_apart(own_registry, clock):
     @registry.reward("own.slow")
     class Slow:
         def load(self) -> None:
-            time.sleep(0.2)
+            clock[0] += 3.0
 
         def __call__(self, completions: list[str]) -> list[float]:
+            clock[0] += 0.5
             return [0.0 for _ in completions]
 
     cost = bench.measure("own.slow", 10)
-    assert cost.load_seconds >= 0.2 and cost.texts_per_second > 1_000
+    assert (cost.texts_per_second, cost.load_seconds) == (20.0, 3.0)
 
 
 def test_the_texts_are_the_stated_ones():
