@@ -40,6 +40,9 @@ class RewardOutput:
     spans: tuple[
         tuple[Span, ...], ...
     ]  # B, in score units, by end; the rest of the score: last action
+    own_spans: tuple[
+        tuple[tuple[Span, ...], ...], ...
+    ]  # (R, B), as each reward returned them, whatever its weight
     skipped: Mapping[str, int]  # failures that on_error: skip turned into None
     weights: Mapping[str, float]  # as they were, of the rewards whose weight is on a schedule
 
@@ -155,10 +158,11 @@ class RewardSet:
         raw = np.full((size, len(self._rewards)), np.nan)
         score = np.zeros(size)
         spans: list[list[Span]] = [[] for _ in range(size)]
-        skipped, weights = {}, {}
+        own_spans, skipped, weights = [], {}, {}
         for column_index, reward in enumerate(self._rewards):
             entry, weight = reward.entry, reward.entry.weight_at(iteration)
             returned, failed = values(reward, data, use_cache=use_cache) if size else ([], 0)
+            own_spans.append(tuple(v.spans if isinstance(v, Score) else () for v in returned))
             if entry.on_error == "skip":
                 skipped[entry.name] = failed
             if isinstance(entry.weight, Ramp):
@@ -177,6 +181,7 @@ class RewardSet:
             valid=~np.isnan(raw),
             score=score,
             spans=tuple(by_end),
+            own_spans=tuple(own_spans),
             skipped=MappingProxyType(skipped),
             weights=MappingProxyType(weights),
         )

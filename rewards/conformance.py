@@ -1,13 +1,17 @@
-"""The test that every reward must pass: `check("lexical.contains")` or `check(my_function)`."""
+"""The test that every reward must pass: `check("lexical.contains")` or `check(my_function)`.
 
-import math
+`examine` runs the same checks (`rewards/checks.py`) to the end and says how each went.
+"""
+
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from rewards import calling, registry, schema
-from rewards.calling import Columns, Scorer, Value
-from rewards.compose import build
-from rewards.contract import RewardError, Score, Span, brief
+from rewards import compose, registry, schema
+from rewards.calling import Columns
+from rewards.checks import CHECKS, PROMPT, Subject
+from rewards.contract import RewardConfigError, RewardError, brief, described
 from rewards.entries import RewardEntry
 from rewards.spec import RewardSpec
 
@@ -22,18 +26,17 @@ TEXTS = (
     '{"name": "moon", "words": ["she", "rain"]}',
     "A sports match? The politics of science! " * 40,
 )
-ENDINGS = (
-    "",
-    "x",
-    " ",
-    "'s",
-    "-like",
-    ". The end.",
-    "\u0301",
-    "月",
-    " she rain moon outer space very",
-)
-TOLERANCE = 1e-5  # what padding to another batch's length may move a model's output by
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one check of one reward went."""
+
+    kind: str
+    check: str  # `load`, or a name of CHECKS
+    outcome: Literal["pass", "fail", "skipped"]
+    reason: str  # of what did not pass
+    seconds: float
 
 
 def check(
@@ -49,96 +52,95 @@ def check(
     in any batch and order; spans within the text whose credit no later text changes. `params` and
     `columns` default to the registered example's; columns are repeated in turn over the texts.
     """
-    spec = registry.get(reward) if isinstance(reward, str) else registry.from_function(reward)
+    subject = build(_spec(reward), params, columns=columns, texts=texts)
+    for one in CHECKS.values():
+        one(subject)
+
+
+def examine(
+    reward: str | Callable[..., Any],
+    params: Mapping[str, Any] | None = None,
+    *,
+    columns: Columns | None = None,
+    texts: Sequence[str] = TEXTS,
+) -> list[Result]:
+    """How every check of `check` goes, and before them whether the reward can be built and loaded.
+
+    What the reward raises ends up in a result. The rest is skipped where there are no values to
+    look at, because it cannot be loaded or returns something else than a value a sample.
+    """
+    spec, start = _spec(reward), time.perf_counter()
+    try:
+        subject = build(spec, params, columns=columns, texts=texts)
+    except (Exception, SystemExit) as error:
+        told = isinstance(error, RewardConfigError)
+        reason = str(error) if told else f"{spec.kind} ({spec.source}) raised {described(error)}"
+        loading = Result(spec.kind, "load", "fail", reason, time.perf_counter() - start)
+        return [loading, *(_not_run(spec, name, "load") for name in CHECKS)]
+    results = [Result(spec.kind, "load", "pass", "", time.perf_counter() - start)]
+    for name in CHECKS:
+        has_values = len(results) == 1 or results[1].outcome == "pass"
+        results.append(_run(subject, name) if has_values else _not_run(spec, name, "length"))
+    return results
+
+
+def build(
+    spec: RewardSpec,
+    params: Mapping[str, Any] | None = None,
+    *,
+    columns: Columns | None = None,
+    texts: Sequence[str] = TEXTS,
+) -> Subject:
+    """The reward built and loaded, with a value of each column for each text; as in `check`.
+
+    RewardConfigError where the example lacks something that the reward needs.
+    """
     example = dict(spec.example or {})
     example_columns = example.pop("data", {})
+    if params is None:
+        absent = [name for name in spec.signature.required if name not in example]
+        _require(spec, absent, ", ".join(f"{name!r}: …" for name in absent))
+    given = example_columns if columns is None else columns
+    needed = {name for name, optional in spec.signature.data.items() if not optional}
+    absent = sorted(needed - given.keys() - {"prompts", "completions"})
+    _require(spec, absent, f"'data': {{{', '.join(f'{name!r}: […]' for name in absent)}}}")
+    for name, column in given.items():
+        if not isinstance(column, list | tuple) or not column:
+            raise RewardConfigError(
+                f"{spec.kind} ({spec.source}): the column {name!r} is {brief(column)}; it must be "
+                "a list of values, which are given to the texts in turn"
+            )
     chosen = schema.check_params(spec, example if params is None else params, spec.kind)
-    entry = RewardEntry(spec.kind.rpartition(".")[2], spec.kind, chosen)
-    built = build(entry, spec)
+    # Under `skip` one failure does not keep the other samples from being tried.
+    entry = RewardEntry(spec.kind.rpartition(".")[2], spec.kind, chosen, on_error="skip")
+    built = compose.build(entry, spec)
     built.load()
-    data = {
-        name: [column[i % len(column)] for i in range(len(texts))]
-        for name, column in (example_columns if columns is None else columns).items()
-    }
-    data |= {"prompts": ["Once upon a time"] * len(texts), "completions": list(texts)}
-    values = _values(built, data)
-    _check_bounds(spec, data, values)
-    _check_same(built, data, values, list(range(len(texts))), "called again")
-    _check_same(built, data, values, list(range(len(texts)))[::-1], "in another order")
-    for i in range(len(texts)):
-        _check_same(built, data, values, [i], "alone")
-        _check_causal(built, data, i, values[i])
+    data = {name: [c[i % len(c)] for i in range(len(texts))] for name, c in given.items()}
+    data |= {"prompts": [PROMPT] * len(texts), "completions": list(texts)}
+    return Subject(spec, built, data, {name: column[0] for name, column in given.items()})
 
 
-def _values(built: Scorer, data: Columns) -> list[Value]:
-    return calling.values(built, data, use_cache=False)[0]
+def _run(subject: Subject, name: str) -> Result:
+    kind, start = subject.spec.kind, time.perf_counter()
+    try:
+        nothing = CHECKS[name](subject)
+    except (RewardError, RewardConfigError) as error:
+        return Result(kind, name, "fail", str(error), time.perf_counter() - start)
+    outcome: Literal["pass", "skipped"] = "skipped" if nothing else "pass"
+    return Result(kind, name, outcome, nothing, time.perf_counter() - start)
 
 
-def _rows(data: Columns, rows: Sequence[int]) -> Columns:
-    return {name: [column[i] for i in rows] for name, column in data.items()}
+def _not_run(spec: RewardSpec, name: str, failed: str) -> Result:
+    return Result(spec.kind, name, "skipped", f"{failed} failed", 0.0)
 
 
-def _check_bounds(spec: RewardSpec, data: Columns, values: Sequence[Value]) -> None:
-    if spec.bounds is None:
-        return
-    low, high = spec.bounds
-    for text, value in zip(data["completions"], values, strict=True):
-        if value is not None and not low <= value <= high:
-            raise RewardError(
-                f"{spec.kind} ({spec.source}) gives {float(value)} for {brief(text)}, outside its "
-                f"bounds {spec.bounds}"
-            )
+def _spec(reward: str | Callable[..., Any]) -> RewardSpec:
+    return registry.get(reward) if isinstance(reward, str) else registry.from_function(reward)
 
 
-def _check_same(
-    built: Scorer, data: Columns, values: Sequence[Value], rows: list[int], how: str
-) -> None:
-    for i, value in zip(rows, _values(built, _rows(data, rows)), strict=True):
-        before = values[i]
-        if before is None or value is None:
-            same = before is value
-        else:
-            same = math.isclose(before, value, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
-            same = same and len(_spans(before)) == len(_spans(value))
-        if not same:
-            raise RewardError(
-                f"{built.label} gives {value!r} for {data['completions'][i]!r} {how}, but gave "
-                f"{before!r}; a reward is a function of one sample"
-            )
-
-
-def _spans(value: Value) -> tuple[Span, ...]:
-    return value.spans if isinstance(value, Score) else ()
-
-
-def _check_causal(built: Scorer, data: Columns, i: int, value: Value) -> None:
-    """Whatever follows a decision point, the credit up to there must be the same."""
-    text, spans = data["completions"][i], _spans(value)
-    ends = {span.end for span in spans if span.end < len(text)}
-    for end in sorted(ends | ({len(text) // 2} if spans else set()))[:50]:
-        others = [text[: end + 1] + ending for ending in ENDINGS]
-        one = {name: [column[i]] * len(others) for name, column in data.items()}
-        expected = _credit(spans, end)
-        for other, rewritten in zip(
-            others, _values(built, {**one, "completions": others}), strict=True
-        ):
-            if not _close(_credit(_spans(rewritten), end), expected):
-                raise RewardError(
-                    f"{built.label} is not causal: up to character {end} of {text!r} it credits "
-                    f"{expected}, but {_credit(_spans(rewritten), end)} when the text goes on as "
-                    f"{other!r}; credit may depend on text[:end + 1] only"
-                )
-
-
-def _credit(spans: Sequence[Span], end: int) -> dict[int, float]:
-    """Decision point -> credit, up to and with `end`."""
-    credit: dict[int, float] = {}
-    for span in spans:
-        if span.end <= end:
-            credit[span.end] = credit.get(span.end, 0.0) + span.credit
-    return credit
-
-
-def _close(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
-    points = one.keys() | other.keys()
-    return all(math.isclose(one.get(p, 0), other.get(p, 0), abs_tol=TOLERANCE) for p in points)
+def _require(spec: RewardSpec, absent: Sequence[str], example: str) -> None:
+    if absent:
+        raise RewardConfigError(
+            f"{spec.kind} ({spec.source}) needs {', '.join(map(repr, absent))}, which its example "
+            f"does not hold: @reward({spec.kind!r}, example={{{example}}})"
+        )

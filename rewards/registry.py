@@ -133,6 +133,7 @@ def load_file(path: str | Path) -> str:
 
     Loading it again does nothing, or replaces its rewards where the file has changed.
     """
+    _load_plugins()  # first, so that a name of theirs is refused here and is none of the file's
     file = Path(path).resolve()
     try:
         code = file.read_bytes()
@@ -164,6 +165,11 @@ def load_file(path: str | Path) -> str:
         raise
     _files[file] = (sha256, new)
     return sha256
+
+
+def defined_in(path: str | Path) -> list[str]:
+    """The kinds that a loaded file defines, sorted."""
+    return sorted(_files[Path(path).resolve()][1])
 
 
 def _run_file(module: ModuleType, code: bytes, shown: str | Path) -> None:
@@ -241,10 +247,15 @@ def _is_rerun_cell(old: Callable[..., Any], new: Callable[..., Any]) -> bool:
 @cache
 def _load_plugins() -> None:
     for point in entry_points(group="rlalign.rewards"):
+        before = set(_specs)
         try:
             point.load()
         except (Exception, SystemExit) as error:
+            for kind in set(_specs) - before:
+                del _specs[kind]
+            package = f" of the package {point.dist.name}" if point.dist else ""
+            reason = str(error) if isinstance(error, RewardConfigError) else described(error)
             warnings.warn(
-                f"the reward plug-in {point.name} ({point.value}) was left out: {described(error)}",
+                f"the reward plug-in {point.name} ({point.value}){package} was left out: {reason}",
                 stacklevel=2,
             )

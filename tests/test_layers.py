@@ -20,9 +20,12 @@ LAYERS = [
     {"session"},
     {"exits", "trainer"},
     {"evaluate", "saving"}
-    | {f"report.{name}" for name in ("visible", "live", "card", "plots", "configuration_page")},
+    | {
+        f"report.{name}"
+        for name in ("visible", "live", "card", "plots", "configuration_page", "rewards_page")
+    },
     {"loop"},
-    {"api", "ppo", "measure", "cli", "__main__", "__init__"},
+    {"api", "ppo", "measure", "reward_tools", "cli", "__main__", "__init__"},
 ]
 FILES = sorted([*(ROOT / "rlalign").rglob("*.py"), *(ROOT / "rewards").rglob("*.py")])
 OURS = [path for path in FILES if path.stem != "__init__" or path.parent.name == "rlalign"]

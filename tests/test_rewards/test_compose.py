@@ -134,3 +134,16 @@ def test_a_score_survives_pickling_and_is_a_float():
     copy = pickle.loads(pickle.dumps(score))
     assert copy == 0.5 and copy.spans == score.spans and isinstance(copy, Score)
     assert type(score + 1) is float
+
+
+def test_what_a_reward_returned_is_kept_whatever_its_weight():
+    entries = parse_entries(
+        {
+            "metric": {"kind": "lexical.contains", "words": ["rain"], "weight": 0},
+            "heavy": {"kind": "lexical.contains", "words": ["rain"], "weight": 3, "clip": [0, 0.5]},
+            "brief": {"kind": "structure.word_count"},
+        }
+    )
+    output = RewardSet(entries)([""] * 2, ["rain", "sun"])
+    assert output.own_spans == (((Span(0, 4, 1.0),), ()),) * 2 + (((), ()),)
+    assert output.spans == ((Span(0, 4, 1.5),), ())

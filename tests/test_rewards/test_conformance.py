@@ -2,8 +2,9 @@ import random
 
 import pytest
 
-from rewards import RewardError, Score, Span, conformance, kinds, reward
-from rewards.conformance import check
+from rewards import RewardConfigError, RewardError, Score, Span, conformance, kinds, reward
+from rewards.checks import CHECKS, EMOJI, LONG
+from rewards.conformance import Result, check, examine
 
 NEEDS_A_MODEL = {"style.classifier"}
 
@@ -126,7 +127,116 @@ def test_columns_come_from_the_example_or_the_call(own_registry):
 
     check(column)
     check("own.column", columns={"topic": ["she"]})
+    with pytest.raises(RewardConfigError, match=r"the column 'topic' is 'she'; it must be a list"):
+        check("own.column", columns={"topic": "she"})
 
 
 def test_the_texts_hold_what_breaks_rewards():
     assert "" in conformance.TEXTS and any(not text.isascii() for text in conformance.TEXTS)
+    assert len(LONG) == 10_000 and not EMOJI.isascii()
+
+
+# -- every check's outcome
+
+
+def outcomes(function, **options):
+    return {result.check: result.outcome for result in examine(function, **options)}
+
+
+def failures(function, **options):
+    """Check -> reason of those that failed."""
+    return {r.check: r.reason for r in examine(function, **options) if r.outcome == "fail"}
+
+
+def test_a_sound_reward_passes_every_check():
+    results = examine("lexical.contains")
+    assert [result.check for result in results] == ["load", *CHECKS]
+    assert {result.outcome for result in results} == {"pass"}
+    assert all(result.seconds > 0 and result.reason == "" for result in results)
+
+
+def test_what_a_reward_does_not_have_is_skipped_with_the_reason():
+    def plain(completions):
+        return [0.5 for _ in completions]
+
+    skipped = {r.check: r.reason for r in examine(plain) if r.outcome == "skipped"}
+    assert skipped == {
+        "bounds": "the reward states no bounds", "causal": "the reward returns no spans",
+    }  # fmt: skip
+
+
+def test_each_fault_fails_its_own_checks_and_no_other(own_registry):
+    def on_empty(completions):
+        return [1 / len(text) for text in completions]
+
+    def on_emoji(completions):
+        return [
+            float(len(text.encode("ascii" if text == EMOJI else "utf-8"))) for text in completions
+        ]
+
+    def on_long(completions):
+        return [float("nan") if len(text) > 5_000 else 0.0 for text in completions]
+
+    def batchwise(completions):
+        return [float(len(completions) == 1)] * len(completions)
+
+    def looks_ahead(completions):
+        return [Score(1.0, [Span(0, 1, len(text))]) if text else 0.0 for text in completions]
+
+    calls = []
+
+    def stateful(completions):
+        calls.append(1)
+        return [float(len(calls))] * len(completions)
+
+    @reward("own.high", bounds=(0, 1))
+    def high(completions: list[str]) -> list[float]:
+        return [2.0 for _ in completions]
+
+    assert set(failures(on_empty)) == {"finite", "empty"}
+    assert set(failures(on_emoji)) == {"emoji"}
+    assert set(failures(on_long)) == {"long"}
+    assert set(failures(batchwise)) == {"order"}
+    assert set(failures(looks_ahead)) == {"causal"}
+    assert set(failures(stateful)) == {"determinism", "order"}
+    assert set(failures(high)) == {"bounds", "empty", "emoji", "long"}
+    assert (
+        "raised ZeroDivisionError: division by zero for sample 0: ''" in failures(on_empty)["empty"]
+    )
+
+
+def test_without_values_the_other_checks_are_not_run():
+    def short(completions):
+        return []
+
+    assert failures(short) == {"length": ANY_LENGTH.format(line=short.__code__.co_firstlineno)}
+    assert outcomes(short)["order"] == "skipped" and outcomes(short)["load"] == "pass"
+
+
+ANY_LENGTH = (
+    "reward 'short' (short, tests/test_rewards/test_conformance.py:{line}) returned 0 values for "
+    "9 samples"
+)
+
+
+def test_what_cannot_be_loaded_says_why_and_how_to_mend_it(own_registry):
+    @reward("own.needy")
+    def needy(completions: list[str], *, words: list[str]) -> list[float]: ...
+
+    @reward("own.reads")
+    def reads(completions: list[str], topic: list[str]) -> list[float]: ...
+
+    @reward("own.broken")
+    class Broken:
+        def load(self) -> None:
+            raise OSError("no such model")
+
+        def __call__(self, completions: list[str]) -> list[float]: ...
+
+    assert failures(needy)["load"].endswith(
+        "needs 'words', which its example does not hold: @reward('own.needy', example={'words': …})"
+    )
+    assert failures(reads)["load"].endswith("example={'data': {'topic': […]}})")
+    assert failures(Broken)["load"].endswith("raised OSError: no such model")
+    assert set(outcomes(Broken).values()) == {"fail", "skipped"}
+    assert examine(Broken)[1] == Result("own.broken", "length", "skipped", "load failed", 0.0)

@@ -324,7 +324,7 @@ def test_plain_functions_that_cannot_be_called_are_refused():
 
 def test_a_broken_plug_in_is_left_out_with_a_warning(monkeypatch):
     class Point:
-        name, value = "broken", "nowhere:x"
+        name, value, dist = "broken", "nowhere:x", None
 
         def load(self):
             raise ImportError("no module named nowhere")
@@ -337,7 +337,7 @@ def test_a_broken_plug_in_is_left_out_with_a_warning(monkeypatch):
 
 def test_a_plug_ins_rewards_are_found(monkeypatch):
     class Point:
-        name, value = "mine", "mine"
+        name, value, dist = "mine", "mine", None
 
         def load(self):
             own("plugged.in")
@@ -345,3 +345,38 @@ def test_a_plug_ins_rewards_are_found(monkeypatch):
     monkeypatch.setattr(registry, "entry_points", lambda group: [Point()])
     registry._load_plugins.cache_clear()
     assert get("plugged.in").kind == "plugged.in"
+
+
+def test_a_plug_in_that_fails_halfway_leaves_nothing(monkeypatch):
+    class Point:
+        name, value, dist = "half", "half", None
+
+        def load(self):
+            own("half.first")
+            own("lexical.contains")
+
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Point()])
+    registry._load_plugins.cache_clear()
+    with pytest.warns(UserWarning, match=r"'lexical\.contains' is defined twice: .* and .*; ren"):
+        assert "half.first" not in kinds()
+
+
+def test_a_file_may_not_take_a_plug_ins_name(monkeypatch, tmp_path):
+    class Point:
+        name, value, dist = "mine", "mine", None
+
+        def load(self):
+            own("mine.short")
+
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Point()])
+    registry._load_plugins.cache_clear()
+    file = write(tmp_path / "my.py", GOOD)
+    with pytest.raises(RewardConfigError, match=r"test_registry\.py:\d+ and .*my\.py:5; rename"):
+        registry.load_file(file)
+    assert get("mine.short").source.startswith("tests/test_rewards/test_registry.py:")
+
+
+def test_what_a_file_defines_can_be_asked_for(tmp_path):
+    file = write(tmp_path / "my.py", GOOD + "@reward\ndef also(completions): ...\n")
+    registry.load_file(file)
+    assert registry.defined_in(file) == ["also", "mine.short"]

@@ -1,0 +1,49 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from rewards import RewardEntry, RewardSet, registry
+from rlalign.report.rewards_page import NOTES, built_in, rewards_page
+
+PAGE = Path(__file__).parent.parent / "docs" / "rewards.md"
+
+
+def test_the_page_is_the_one_that_the_registry_gives():
+    assert PAGE.read_text(encoding="utf-8") == rewards_page(), (
+        "run: rlalign rewards list --markdown > docs/rewards.md"
+    )
+
+
+def test_every_built_in_kind_has_a_section_with_its_parameters_and_notes():
+    assert len(built_in()) == 16 and set(NOTES) == set(built_in())
+    sections = dict(
+        re.findall(r"^### (\S+)\n(.*?)(?=^##|\Z)", rewards_page(), re.MULTILINE | re.DOTALL)
+    )
+    assert set(sections) == set(built_in())
+    for kind, section in sections.items():
+        for name in registry.get(kind).signature.annotations:
+            assert f"\n| `{name}` |" in section
+        for word in ("- Bounds: ", "Cost: ", f"- Example: `{{kind: {kind}", "- Fooled by: "):
+            assert word in section
+
+
+@pytest.mark.parametrize("kind", [kind for kind in NOTES if NOTES[kind].value is not None])
+def test_the_text_that_fools_a_reward_does(kind):
+    params = dict(registry.get(kind).example)
+    output = RewardSet([RewardEntry("it", kind, params)])([""], [NOTES[kind].trick])
+    assert output.values[0, 0] == pytest.approx(NOTES[kind].value, abs=0.005)
+
+
+def test_costs_are_classes_that_the_page_explains():
+    for notes in NOTES.values():
+        assert f"\n| {notes.cost} | " in rewards_page()
+
+
+def test_rewards_of_others_are_not_on_the_page(monkeypatch):
+    monkeypatch.setattr(registry, "_specs", dict(registry._specs))
+
+    @registry.reward("lexical.mine")
+    def mine(completions: list[str]) -> list[float]: ...
+
+    assert "lexical.mine" in registry.kinds() and "lexical.mine" not in rewards_page()
