@@ -14,6 +14,7 @@ FAMILIES = {
     "structure": "what form it has",
     "style": "how it is written",
     "topic": "what it is about",
+    "combine": "several rewards as one",
 }
 
 
@@ -28,6 +29,20 @@ class Notes:
 
 
 NOTES = {
+    "combine.all": Notes(
+        "its parts",
+        "What fools every part at once: the product closes the way of trading one part for "
+        "another, not the parts' own gaps. Where one part is 0, the others give no direction.",
+        "rain nine plain words that hold nothing else here",
+        1.0,
+    ),
+    "combine.min": Notes(
+        "its parts",
+        "What fools the worst part: the others count for nothing until it is above them, so "
+        "parts on different scales are one part. Give all of them bounds of 0 to 1.",
+        "rain nine plain words that hold nothing else here",
+        1.0,
+    ),
     "lexical.contains": Notes(
         "words",
         "The word is enough, wherever it stands: a list of the words, a negation, another sense. "
@@ -233,6 +248,7 @@ read, ask for.
 | words | string operations, no model | thousands of texts a second or more, a few MB |
 | small model | a word list, or a linear classifier | thousands of texts a second, 200 MB |
 | embedding | a sentence encoder of 22 million weights | tens of texts a second, 500 MB |
+| its parts | what they do | their sum |
 | your model | a forward pass of the model that you name | see `bench` |
 
 Memory counts the libraries that a run without the reward would not have imported.
@@ -260,6 +276,7 @@ _MODULES = {f"rewards.{family}" for family in FAMILIES}
 def _section(kind: str) -> str:
     spec, notes = registry.get(kind), NOTES[kind]
     described = registry.describe(kind)
+    reads = ", ".join(f"`{name}`" for name in described.data) or "what its parts read"
     bounds = f"{spec.bounds[0]:g} to {spec.bounds[1]:g}" if spec.bounds else "none in general"
     example = {name: value for name, value in (spec.example or {}).items() if name != "data"}
     entry = yaml.safe_dump(
@@ -267,8 +284,7 @@ def _section(kind: str) -> str:
     )
     facts = [
         f"### {kind}\n\n{spec.doc}\n",
-        f"- Bounds: {bounds}. Reads: {', '.join(f'`{name}`' for name in described.data)}. "
-        f"Cost: {notes.cost}.",
+        f"- Bounds: {bounds}. Reads: {reads}. Cost: {notes.cost}.",
         f"- Example: `{entry.strip()}`",
         f"- Fooled by: {notes.fooled}{_trick(notes)}",
     ]
