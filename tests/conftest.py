@@ -1,4 +1,4 @@
-"""One thread, so that numbers do not depend on the machine; no reward outlives its file."""
+"""One thread, so that numbers do not depend on the machine; no reward outlives its test."""
 
 from collections.abc import Iterator
 
@@ -10,9 +10,9 @@ from rewards import registry
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def registry_of_the_file() -> Iterator[None]:
-    """What the tests of a file register is gone after them, whatever runs next."""
+@pytest.fixture(autouse=True)
+def own_registry() -> Iterator[None]:
+    """What a test registers is gone after it."""
     specs, files = dict(registry._specs), dict(registry._files)
     yield
     registry._specs.clear()
