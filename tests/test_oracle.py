@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import oracle
 import pytest
@@ -61,15 +62,11 @@ def session_of(
 
 
 def ppo(
-    reward: oracle.Reward,
-    r_over_beta: float,
-    temperature: float,
-    seed: int,
-    placement: str = "score",
-    iterations: int = ITERATIONS,
+    reward: oracle.Reward, r_over_beta: float, temperature: float, seed: int, **options: Any
 ) -> oracle.Distance:
-    session = session_of(reward, r_over_beta, temperature, seed, placement, iterations)
+    session = session_of(reward, r_over_beta, temperature, seed, **options)
     trainer = Trainer(session, PPO(session.config))  # type: ignore[arg-type]
+    iterations = session.config.train.iterations
     for _ in range(iterations):
         trainer.step(trainer.generate())
     assert trainer.samples == iterations * SAMPLES <= 400_000

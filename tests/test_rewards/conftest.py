@@ -3,19 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from rewards import classifiers, registry
-
-
-@pytest.fixture
-def own_registry() -> Iterator[None]:
-    """What a test registers is gone after it."""
-    specs, files = dict(registry._specs), dict(registry._files)
-    yield
-    registry._specs.clear()
-    registry._specs.update(specs)
-    registry._files.clear()
-    registry._files.update(files)
-
+from rewards import classifiers
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "the", "moon", "user", "answer"]
 

@@ -8,8 +8,6 @@ import pytest
 from rewards import RewardConfigError, RewardError, RewardSet, Score, Span, reward
 from rewards.compose import RewardEntry
 
-pytestmark = pytest.mark.usefixtures("own_registry")
-
 
 def returns(*values, name="returned"):
     """A set of one plain function that returns these values whatever it is given."""

@@ -5,8 +5,6 @@ import pytest
 from rewards import RewardConfigError, RewardError, RewardSet, Score, Span, parse_entries, reward
 from rewards.compose import RewardEntry, score_spans
 
-pytestmark = pytest.mark.usefixtures("own_registry")
-
 
 def test_the_score_is_the_weighted_sum_of_clipped_scaled_values():
     entries = parse_entries(

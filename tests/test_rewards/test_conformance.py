@@ -95,7 +95,7 @@ def test_faulty_rewards_are_told_apart():
     fails(on_empty, "ZeroDivisionError")
 
 
-def test_values_outside_the_bounds_are_found(own_registry):
+def test_values_outside_the_bounds_are_found():
     @reward("own.unbounded", bounds=(0, 1))
     def unbounded(completions: list[str]) -> list[float]:
         return [float(len(text)) for text in completions]
@@ -120,7 +120,7 @@ def test_credit_that_looks_ahead_is_found():
     fails(substring, "is not causal", texts=["a rain b"])
 
 
-def test_columns_come_from_the_example_or_the_call(own_registry):
+def test_columns_come_from_the_example_or_the_call():
     @reward("own.column", bounds=(0, 1), example={"data": {"topic": ["moon", "rain"]}})
     def column(completions: list[str], topic: list[str]) -> list[float]:
         return [float(t in c) for c, t in zip(completions, topic, strict=True)]

@@ -11,8 +11,6 @@ import rewards
 from rewards import RewardConfigError, RewardSet, registry
 from rewards.registry import check_params, describe, from_function, get, json_schema, kinds, reward
 
-pytestmark = pytest.mark.usefixtures("own_registry")
-
 
 def own(name: str = "own.length", **options):
     @reward(name, **options)
