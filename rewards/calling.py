@@ -9,7 +9,9 @@ from numbers import Real
 from typing import Any
 
 from rewards.contract import (
+    Failure,
     Loads,
+    ReadsColumns,
     Reward,
     RewardConfigError,
     RewardError,
@@ -25,14 +27,6 @@ Columns = Mapping[str, Sequence[Any]]
 Value = float | Score | None
 SKIP_CEILING = 0.2  # share of a batch that may fail under on_error: skip
 _CACHED_VALUES = 10_000
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why one sample has no value."""
-
-    reason: str
-    cause: BaseException | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +48,12 @@ class BuiltReward:
     @property
     def label(self) -> str:
         return f"reward '{self.entry.name}' ({self.spec.kind}, {self.spec.source})"
+
+    @property
+    def columns(self) -> Mapping[str, bool]:
+        """The columns that it reads, and whether each may be missing."""
+        named = self._function.columns_read() if isinstance(self._function, ReadsColumns) else ()
+        return {**self.spec.signature.data, **dict.fromkeys(named, False)}
 
     def load(self) -> None:
         """The slow part of building, which a class may have: see `@reward`."""
@@ -98,16 +98,15 @@ class BuiltReward:
         return self._settle(results, batch)
 
     def _select(self, data: Columns) -> Columns:
-        signature = self.spec.signature
-        if signature.takes_all:
+        if self.spec.signature.takes_all:
             return data
-        for name, optional in signature.data.items():
+        for name, optional in self.columns.items():
             if name not in data and not optional:
                 raise RewardConfigError(
                     f"reward '{self.entry.name}' needs the column '{name}'; the data has: "
                     f"{', '.join(sorted(data))}"
                 )
-        return {name: data[name] for name in signature.data if name in data}
+        return {name: data[name] for name in self.columns if name in data}
 
     def _keys(self, batch: Batch) -> list[Hashable]:
         size = len(batch.texts)
@@ -169,8 +168,8 @@ class BuiltReward:
         return [self._value(item, batch, i) for item, i in zip(returned, wanted, strict=True)]
 
     def _value(self, item: object, batch: Batch, i: int) -> Value | Failure:
-        if item is None:
-            return None
+        if item is None or isinstance(item, Failure):
+            return item
         item = _plain(item)
         if not isinstance(item, Real):
             raise RewardError(

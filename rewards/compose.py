@@ -77,7 +77,7 @@ class RewardSet:
         needed = {
             name
             for reward in self._rewards
-            for name, optional in reward.spec.signature.data.items()
+            for name, optional in reward.columns.items()
             if not optional
         }
         return frozenset(needed - {"prompts", "completions"})
