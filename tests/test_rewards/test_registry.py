@@ -151,7 +151,7 @@ def test_an_unknown_kind_names_the_nearest():
     assert str(caught.value) == (
         "rewards.space.kind='topic.similarty' is unknown; did you mean 'topic.similarity'?"
     )
-    with pytest.raises(RewardConfigError, match=r"known kinds: lexical\.contains"):
+    with pytest.raises(RewardConfigError, match=r"known kinds: .*lexical\.contains"):
         get("zzz")
 
 
