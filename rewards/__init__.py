@@ -1,8 +1,8 @@
 """What a completion is worth: rewards by name, and everything that is needed to add one."""
 
-from rewards import combine, conformance, lexical, structure, style, topic
+from rewards import combine, conformance, judge, lexical, remote, structure, style, topic
 from rewards.compose import RewardEntry, RewardOutput, RewardSet, parse_entries
-from rewards.contract import RewardConfigError, RewardError, Score, Span
+from rewards.contract import Failure, RewardConfigError, RewardError, Score, Span
 from rewards.entries import entries_json_schema
 from rewards.registry import (
     check_params,
@@ -16,6 +16,7 @@ from rewards.registry import (
 )
 
 __all__ = [
+    "Failure",
     "RewardConfigError",
     "RewardEntry",
     "RewardError",
@@ -31,10 +32,12 @@ __all__ = [
     "from_function",
     "get",
     "json_schema",
+    "judge",
     "kinds",
     "lexical",
     "load_file",
     "parse_entries",
+    "remote",
     "reward",
     "structure",
     "style",

@@ -9,7 +9,9 @@ from numbers import Real
 from typing import Any, Protocol
 
 from rewards.contract import (
+    Failure,
     Loads,
+    ReadsColumns,
     Reward,
     RewardConfigError,
     RewardError,
@@ -24,19 +26,9 @@ from rewards.spec import RewardSpec
 Columns = Mapping[str, Sequence[Any]]
 Value = float | Score | None
 SKIP_CEILING = 0.2  # share of a batch that may fail under on_error: skip
-_CACHED_VALUES = 10_000
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why one sample has no value: which reward did what."""
-
-    reason: str
-    cause: BaseException | None = None
-
-
 Result = Value | Failure
 ValueCache = OrderedDict[Hashable, Value]
+_CACHED_VALUES = 10_000
 
 
 class Scorer(Protocol):
@@ -105,7 +97,13 @@ class BuiltReward:
 
     @property
     def needs(self) -> frozenset[str]:
-        return self.spec.signature.needs
+        return frozenset(name for name, optional in self.columns.items() if not optional)
+
+    @property
+    def columns(self) -> Mapping[str, bool]:
+        """The columns that it reads, and whether each may be missing."""
+        named = self._function.columns_read() if isinstance(self._function, ReadsColumns) else ()
+        return {**self.spec.signature.data, **dict.fromkeys(named, False)}
 
     def load(self) -> None:
         """The slow part of building, which a class may have: see `@reward`."""
@@ -153,11 +151,10 @@ class BuiltReward:
         return results
 
     def _select(self, data: Columns) -> Columns:
-        signature = self.spec.signature
-        if signature.takes_all:
+        if self.spec.signature.takes_all:
             return data
         require(self.entry, self.needs, data)
-        return {name: data[name] for name in signature.data if name in data}
+        return {name: data[name] for name in self.columns if name in data}
 
     def _key(self, batch: Batch, i: int) -> Hashable:
         own = frozen([column[i] for column in batch.columns.values()]) if self.spec.cache else None
@@ -215,8 +212,8 @@ class BuiltReward:
         return [self._value(item, batch, i) for item, i in zip(returned, wanted, strict=True)]
 
     def _value(self, item: object, batch: Batch, i: int) -> Result:
-        if item is None:
-            return None
+        if item is None or isinstance(item, Failure):
+            return item
         item = _plain(item)
         if not isinstance(item, Real):
             raise RewardError(

@@ -1,7 +1,7 @@
 """What a reward returns, and the two ways in which one can be wrong."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -58,7 +58,20 @@ class Score(float):
         return f"Score({float(self)!r}, spans={self.spans!r})"
 
 
-# A built reward: data in by name, a float, `Score` or None (does not apply) for each sample out.
+@dataclass(frozen=True)
+class Failure:
+    """Why one sample has no value.
+
+    A reward may return one in a sample's place, so that only that sample fails, under `on_error`.
+    `reason` follows the reward's name in the message: "got no value from …".
+    """
+
+    reason: str
+    cause: BaseException | None = None
+
+
+# A built reward: data in by name; for each sample out a float, a `Score`, None (does not apply) or
+# a `Failure`.
 Reward = Callable[..., object]
 
 
@@ -67,6 +80,15 @@ class Loads(Protocol):
     """A reward whose slow part waits until the whole set has been checked."""
 
     def load(self) -> None: ...
+
+
+@runtime_checkable
+class ReadsColumns(Protocol):
+    """A reward whose settings name columns that it reads; its `__call__` takes `**columns`."""
+
+    def columns_read(self) -> Sequence[str]:
+        """The names, beside the positional parameters of `__call__`."""
+        ...
 
 
 def described(error: BaseException) -> str:

@@ -49,7 +49,8 @@ def reward(
     Positional parameters are data, filled by name: `prompts`, `completions`, any dataset column
     (one with a default may be missing there). Keyword-only parameters are configuration and their
     annotations its schema; a class takes them in `__init__` and data in `__call__`, and does slow
-    work, such as loading a model, in a method `load()`, called once before the first batch.
+    work, such as loading a model, in a method `load()`, called once before the first batch. Where
+    the settings name columns, `columns_read()` returns them and `__call__` takes `**columns`.
     `bounds` are the lowest and highest value, `example` parameters for the conformance test.
     `cache=False` keeps values of equal texts from being reused.
     """

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, with_config
 from pydantic.errors import PydanticUserError
 from typing_extensions import TypedDict
 
-from rewards.contract import Reward, RewardConfigError
+from rewards.contract import ReadsColumns, Reward, RewardConfigError
 
 # These belong to the entry around a reward's parameters, or to what the registry keeps beside them.
 ENTRY_KEYS = (
@@ -129,7 +129,10 @@ def read(target: Callable[..., Any]) -> Signature:
     if not inspect.isfunction(target.__dict__.get("__call__") or getattr(target, "__call__", None)):  # noqa: B004
         raise RewardConfigError(f"{target.__name__} ({source_of(target)}) has no __call__ method")
     call = target.__call__
-    data = _read_parameters(target, _parameters(call)[1:], _hints(call), "__call__")
+    parameters = _parameters(call)[1:]
+    if issubclass(target, ReadsColumns):  # its settings name what `**columns` holds
+        parameters = [p for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    data = _read_parameters(target, parameters, _hints(call), "__call__")
     if data.annotations:
         raise RewardConfigError(
             f"{target.__name__}.__call__ ({source_of(target)}) has the keyword-only parameter "
