@@ -1,11 +1,11 @@
 """One reward on a batch: columns by name, values checked, the culprit named, texts cached."""
 
 import inspect
+import logging
 import math
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 from rewards.contract import (
@@ -15,16 +15,23 @@ from rewards.contract import (
     RewardError,
     Score,
     Span,
+    WorkerFault,
+    WorkerLost,
+    as_float,
     brief,
     described,
+    plain,
 )
 from rewards.entries import RewardEntry
+from rewards.isolation import Foreign, Isolated
+from rewards.randomness import OwnRandomness
 from rewards.spec import RewardSpec
 
 Columns = Mapping[str, Sequence[Any]]
 Value = float | Score | None
-SKIP_CEILING = 0.2  # share of a batch that may fail under on_error: skip
+FAILURE_CEILING = 0.2  # share of a batch that may fail under on_error: skip and value
 _CACHED_VALUES = 10_000
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,9 @@ class Failure:
 
     reason: str
     cause: BaseException | None = None
+
+
+_UNTRIED = Failure("was not tried")
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,7 @@ class BuiltReward:
     def __init__(self, entry: RewardEntry, spec: RewardSpec, function: Reward) -> None:
         self.entry, self.spec, self._function = entry, spec, function
         self._cache: OrderedDict[Hashable, Value] = OrderedDict()
+        self._randomness = OwnRandomness()
 
     @property
     def label(self) -> str:
@@ -60,17 +71,23 @@ class BuiltReward:
         if not (inspect.isclass(self.spec.target) and isinstance(self._function, Loads)):
             return
         try:
-            self._function.load()
+            with self._randomness:
+                self._function.load()
         except RewardConfigError as error:
             raise error.within(f"rewards.{self.entry.name}") from error
-        except SystemExit as error:
+        except (SystemExit, WorkerFault) as error:
             raise RewardConfigError(
                 f"rewards.{self.entry.name} ({self.spec.kind}, {self.spec.source}) cannot be "
                 f"loaded: {described(error)}"
             ) from error
 
+    def close(self) -> None:
+        """End the reward's worker, where it has one."""
+        if isinstance(self._function, Isolated):
+            self._function.close()
+
     def values(self, data: Columns, *, use_cache: bool = True) -> tuple[list[Value], int]:
-        """A value for each sample, and how many of them failed and became None.
+        """A value for each sample, and how many of them failed: theirs is as `on_error` says.
 
         `data` holds the completions and every other column, whatever the reward reads of them;
         RewardConfigError where it lacks one that the reward needs.
@@ -84,7 +101,8 @@ class BuiltReward:
             if key is None or (key not in self._cache and key not in first):
                 wanted.append(i)
                 first.setdefault(key, i)
-        fresh = dict(zip(wanted, self._compute(batch, wanted), strict=True))
+        with self._randomness:
+            fresh = dict(zip(wanted, self._compute(batch, wanted), strict=True))
         results: list[Value | Failure] = []
         for i, key in enumerate(keys):
             if i in fresh:
@@ -129,24 +147,33 @@ class BuiltReward:
     def _one_by_one(
         self, batch: Batch, wanted: Sequence[int], error: BaseException
     ) -> list[Value | Failure]:
-        """The batch call raised: find the samples that are to blame."""
+        """The batch call raised: find the samples that are to blame.
+
+        One by one and not by halves: each call with a sample that hangs lasts the deadline.
+        """
         results: list[Value | Failure] = []
+        allowed = 0 if self.entry.on_error == "raise" else FAILURE_CEILING * len(batch.texts)
+        failures = 0
         for i in wanted:
             try:
                 results += self._checked(self._call(batch, [i]), batch, [i])
             except RewardError:
                 raise
             except (Exception, SystemExit) as alone:
-                results.append(Failure(f"raised {described(alone)}", alone))
-                if self.entry.on_error == "raise":
+                results.append(Failure(_clause(alone), alone))
+                failures += 1
+                if failures > allowed:
                     break
         if not any(isinstance(result, Failure) for result in results):
-            raise RewardError(
-                f"{self.label} raised {described(error)} on {len(wanted)} samples, though on none "
-                "of them alone"
-            ) from error
-        failed = [Failure("was not tried")] * (len(wanted) - len(results))
-        return [*results, *failed]
+            fault = (
+                f"{self.label} {_clause(error)} on {len(wanted)} samples, though on none of them "
+                "alone"
+            )
+            if not isinstance(error, WorkerLost):
+                raise RewardError(fault) from error
+            # Chance, memory or a deadline too short for so many: the values are sound.
+            logger.warning("%s; their values stand", fault)
+        return [*results, *[_UNTRIED] * (len(wanted) - len(results))]
 
     def _call(self, batch: Batch, wanted: Sequence[int]) -> object:
         return self._function(
@@ -156,11 +183,11 @@ class BuiltReward:
     def _checked(
         self, returned: object, batch: Batch, wanted: Sequence[int]
     ) -> list[Value | Failure]:
-        returned = _plain(returned)
+        returned = plain(returned)
         if not isinstance(returned, list | tuple):
             raise RewardError(
-                f"{self.label} returned {type(returned).__name__} {brief(returned)}; a reward "
-                "returns a list with a number or None for each sample"
+                f"{self.label} returned {_shown(returned)}; a reward returns a list with a number "
+                "or None for each sample"
             )
         if len(returned) != len(wanted):
             raise RewardError(
@@ -171,13 +198,13 @@ class BuiltReward:
     def _value(self, item: object, batch: Batch, i: int) -> Value | Failure:
         if item is None:
             return None
-        item = _plain(item)
-        if not isinstance(item, Real):
+        item = plain(item)
+        number = as_float(item)
+        if number is None:
             raise RewardError(
-                f"{self.label} returned {type(item).__name__} {brief(item)} for "
-                f"{batch.sample(i)}; a value is a number or None"
+                f"{self.label} returned {_shown(item)} for {batch.sample(i)}; a value is a number "
+                "or None"
             )
-        number = _as_float(item)
         if not math.isfinite(number):
             return Failure(f"returned {number}")
         if not isinstance(item, Score) or not item.spans:
@@ -203,32 +230,34 @@ class BuiltReward:
             self._cache.popitem(last=False)
 
     def _settle(self, results: Sequence[Value | Failure], batch: Batch) -> tuple[list[Value], int]:
-        """Raise on a failure, or under `skip` turn it into None up to the ceiling."""
-        failed = [(i, r) for i, r in enumerate(results) if isinstance(r, Failure)]
-        if failed and (self.entry.on_error == "raise" or len(failed) > SKIP_CEILING * len(results)):
+        """Raise on a failure, or up to the ceiling turn it into None or the entry's error_value."""
+        failed = [
+            (i, r) for i, r in enumerate(results) if isinstance(r, Failure) and r is not _UNTRIED
+        ]
+        on_error = self.entry.on_error
+        if failed and (on_error == "raise" or len(failed) > FAILURE_CEILING * len(results)):
             i, failure = failed[0]
             many = (
-                f", and failed on {len(failed)} of {len(results)} samples; on_error: skip allows "
-                f"{SKIP_CEILING:.0%}"
-                if self.entry.on_error == "skip"
+                f", and failed on {len(failed)} of {len(results)} samples; on_error: {on_error} "
+                f"allows {FAILURE_CEILING:.0%}"
+                if on_error != "raise"
                 else ""
             )
             raise RewardError(
                 f"{self.label} {failure.reason} for {batch.sample(i)}{many}"
             ) from failure.cause
-        return [None if isinstance(r, Failure) else r for r in results], len(failed)
+        instead = self.entry.error_value  # None under skip
+        return [instead if isinstance(r, Failure) else r for r in results], len(failed)
 
 
-def _plain(returned: object) -> object:
-    """Arrays and tensors of numpy, torch and the like as Python's lists and numbers."""
-    return returned.tolist() if hasattr(returned, "tolist") else returned
+def _clause(error: BaseException) -> str:
+    return str(error) if isinstance(error, WorkerFault) else f"raised {described(error)}"
 
 
-def _as_float(item: Real) -> float:
-    try:
-        return float(item)
-    except OverflowError:
-        return math.inf
+def _shown(returned: object) -> str:
+    if isinstance(returned, Foreign):
+        return f"{returned.type_name} {returned.shown}"
+    return f"{type(returned).__name__} {brief(returned)}"
 
 
 def _key(values: Sequence[Any]) -> Hashable:

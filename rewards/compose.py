@@ -12,6 +12,7 @@ from rewards import registry, schema
 from rewards.calling import BuiltReward, Columns, Value
 from rewards.contract import RewardConfigError, RewardError, Score, Span, described
 from rewards.entries import RewardEntry, check_names, parse_entries
+from rewards.isolation import DEADLINE, Isolated
 from rewards.spec import RewardSpec
 
 __all__ = ["RewardEntry", "RewardOutput", "RewardSet", "parse_entries"]
@@ -38,7 +39,7 @@ class RewardOutput:
     spans: tuple[
         tuple[Span, ...], ...
     ]  # B, in score units, by end; the rest of the score: last action
-    skipped: Mapping[str, int]  # failures that on_error: skip turned into None
+    skipped: Mapping[str, int]  # failures under on_error: skip and value, by reward
 
     def __len__(self) -> int:
         return len(self.score)
@@ -55,9 +56,20 @@ class RewardSet:
             spec = registry.from_function(function)
             pairs.append((RewardEntry(spec.kind.rpartition(".")[2], spec.kind), spec))
         check_names([entry.name for entry, _ in pairs])
-        self._rewards = [BuiltReward(entry, spec, _build(entry, spec)) for entry, spec in pairs]
+        self._rewards: list[BuiltReward] = []
+        try:
+            for entry, spec in pairs:
+                self._rewards.append(BuiltReward(entry, spec, _build(entry, spec)))
+            for reward in self._rewards:
+                reward.load()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the workers of isolated rewards, which would otherwise end with this process."""
         for reward in self._rewards:
-            reward.load()
+            reward.close()
 
     @property
     def entries(self) -> tuple[RewardEntry, ...]:
@@ -142,7 +154,7 @@ class RewardSet:
         skipped = {}
         for column_index, reward in enumerate(self._rewards):
             returned, failed = reward.values(data, use_cache=use_cache) if size else ([], 0)
-            if reward.entry.on_error == "skip":
+            if reward.entry.on_error != "raise":
                 skipped[reward.entry.name] = failed
             for i, value in enumerate(returned):
                 if value is not None:
@@ -190,6 +202,8 @@ def _build(entry: RewardEntry, spec: RewardSpec) -> Any:
     where = f"rewards.{entry.name}"
     params = schema.check_params(spec, entry.params, where)
     try:
+        if entry.isolate:
+            return Isolated(spec, params, entry.deadline or DEADLINE)
         return spec.build(params)
     except RewardConfigError as error:
         raise error.within(where) from error

@@ -91,6 +91,8 @@ def _is_known(kind: Any) -> bool:
 
 
 def _settle_entry(name: str, entry: dict[str, Any], texts: Texts, problems: Problems) -> None:
+    from rewards.spec import OPTIONS
+
     path = ("rewards", name)
     schema = _entry_schema(entry["kind"])
     settle(schema, schema, entry, path, texts, problems)
@@ -101,7 +103,7 @@ def _settle_entry(name: str, entry: dict[str, Any], texts: Texts, problems: Prob
             problems.add([setting], message)
     if parsed is not None:
         # Defaults are written out: the saved configuration says what the run did.
-        options = {key: getattr(parsed, key) for key in ("weight", "scale", "clip", "on_error")}
+        options = {key: getattr(parsed, key) for key in OPTIONS}
         entry |= plain_copy({**parsed.params, **options}, path, problems)
 
 
