@@ -1,11 +1,11 @@
 """One reward on a batch: columns by name, values checked, the culprit named, texts cached."""
 
 import inspect
+import logging
 import math
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Protocol
 
 from rewards.contract import (
@@ -17,18 +17,25 @@ from rewards.contract import (
     RewardError,
     Score,
     Span,
+    WorkerFault,
+    WorkerLost,
+    as_float,
     brief,
     described,
+    plain,
 )
 from rewards.entries import RewardEntry
+from rewards.isolation import DEADLINE, Foreign, Isolated, Worker
+from rewards.randomness import OwnRandomness
 from rewards.spec import RewardSpec
 
 Columns = Mapping[str, Sequence[Any]]
 Value = float | Score | None
-SKIP_CEILING = 0.2  # share of a batch that may fail under on_error: skip
+FAILURE_CEILING = 0.2  # share of a batch that may fail under on_error: skip and value
 Result = Value | Failure
 ValueCache = OrderedDict[Hashable, Value]
 _CACHED_VALUES = 10_000
+logger = logging.getLogger(__name__)
 
 
 class Scorer(Protocol):
@@ -43,6 +50,7 @@ class Scorer(Protocol):
 
     def load(self) -> None: ...  # what is slow, such as reading a model
     def check(self, data: Columns) -> None: ...  # refuse wrong values in a whole set of prompts
+    def close(self) -> None: ...  # end its worker processes
     def results(
         self, data: Columns, rows: Sequence[int] | None = None, *, use_cache: bool = True
     ) -> list[Result]: ...  # of the chosen rows of `data`, in their order, or of all
@@ -64,6 +72,9 @@ def require(entry: RewardEntry, needs: Iterable[str], data: Columns) -> None:
                 f"reward '{entry.name}' needs the column '{name}'; the data has: "
                 f"{', '.join(sorted(data))}"
             )
+
+
+_UNTRIED = Failure("was not tried")
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,7 @@ class BuiltReward:
         self.entry, self.spec, self._function = entry, spec, function
         self._cache: ValueCache = OrderedDict() if cache is None else cache
         self._given = given
+        self._randomness = OwnRandomness()
 
     @property
     def label(self) -> str:
@@ -110,10 +122,11 @@ class BuiltReward:
         if not (inspect.isclass(self.spec.target) and isinstance(self._function, Loads)):
             return
         try:
-            self._function.load()
+            with self._randomness:
+                self._function.load()
         except RewardConfigError as error:
             raise error.within(f"rewards.{self.entry.name}") from error
-        except SystemExit as error:
+        except (SystemExit, WorkerFault) as error:
             raise RewardConfigError(
                 f"rewards.{self.entry.name} ({self.spec.kind}, {self.spec.source}) cannot be "
                 f"loaded: {described(error)}"
@@ -122,6 +135,11 @@ class BuiltReward:
     def check(self, data: Columns) -> None:
         """Refuse data that lack a column."""
         require(self.entry, self.needs, data)
+
+    def close(self) -> None:
+        """End the reward's worker, where it has one."""
+        if isinstance(self._function, Isolated):
+            self._function.close()
 
     def results(
         self, data: Columns, rows: Sequence[int] | None = None, *, use_cache: bool = True
@@ -137,7 +155,8 @@ class BuiltReward:
             if key is None or (key not in self._cache and key not in first):
                 wanted.append(i)
                 first.setdefault(key, i)
-        fresh = dict(zip(wanted, self._compute(batch, wanted), strict=True))
+        with self._randomness:
+            fresh = dict(zip(wanted, self._compute(batch, wanted), strict=True))
         results: list[Result] = []
         for i, key in zip(rows, keys, strict=True):
             if i in fresh:
@@ -174,24 +193,33 @@ class BuiltReward:
     def _one_by_one(
         self, batch: Batch, wanted: Sequence[int], error: BaseException
     ) -> list[Result]:
-        """The batch call raised: find the samples that are to blame."""
+        """The batch call raised: find the samples that are to blame.
+
+        One by one and not by halves: each call with a sample that hangs lasts the deadline.
+        """
         results: list[Result] = []
+        allowed = 0 if self.entry.on_error == "raise" else FAILURE_CEILING * len(batch.texts)
+        failures = 0
         for i in wanted:
             try:
                 results += self._checked(self._call(batch, [i]), batch, [i])
             except RewardError:
                 raise
             except (Exception, SystemExit) as alone:
-                results.append(Failure(f"{self.label} raised {described(alone)}", alone))
-                if self.entry.on_error == "raise":
+                results.append(self._failure(_clause(alone), alone))
+                failures += 1
+                if failures > allowed:
                     break
         if not any(isinstance(result, Failure) for result in results):
-            raise RewardError(
-                f"{self.label} raised {described(error)} on {len(wanted)} samples, though on none "
-                "of them alone"
-            ) from error
-        failed = [Failure(f"{self.label} was not tried")] * (len(wanted) - len(results))
-        return [*results, *failed]
+            fault = (
+                f"{self.label} {_clause(error)} on {len(wanted)} samples, though on none of them "
+                "alone"
+            )
+            if not isinstance(error, WorkerLost):
+                raise RewardError(fault) from error
+            # Chance, memory or a deadline too short for so many: the values are sound.
+            logger.warning("%s; their values stand", fault)
+        return [*results, *[_UNTRIED] * (len(wanted) - len(results))]
 
     def _call(self, batch: Batch, wanted: Sequence[int]) -> object:
         return self._function(
@@ -199,11 +227,11 @@ class BuiltReward:
         )
 
     def _checked(self, returned: object, batch: Batch, wanted: Sequence[int]) -> list[Result]:
-        returned = _plain(returned)
+        returned = plain(returned)
         if not isinstance(returned, list | tuple):
             raise RewardError(
-                f"{self.label} returned {type(returned).__name__} {brief(returned)}; a reward "
-                "returns a list with a number or None for each sample"
+                f"{self.label} returned {_shown(returned)}; a reward returns a list with a number "
+                "or None for each sample"
             )
         if len(returned) != len(wanted):
             raise RewardError(
@@ -212,17 +240,19 @@ class BuiltReward:
         return [self._value(item, batch, i) for item, i in zip(returned, wanted, strict=True)]
 
     def _value(self, item: object, batch: Batch, i: int) -> Result:
-        if item is None or isinstance(item, Failure):
-            return item
-        item = _plain(item)
-        if not isinstance(item, Real):
+        if item is None:
+            return None
+        if isinstance(item, Failure):
+            return self._failure(item.reason, item.cause)
+        item = plain(item)
+        number = as_float(item)
+        if number is None:
             raise RewardError(
-                f"{self.label} returned {type(item).__name__} {brief(item)} for "
-                f"{batch.sample(i)}; a value is a number or None"
+                f"{self.label} returned {_shown(item)} for {batch.sample(i)}; a value is a number "
+                "or None"
             )
-        number = _as_float(item)
         if not math.isfinite(number):
-            return Failure(f"{self.label} returned {number}")
+            return self._failure(f"returned {number}")
         if not isinstance(item, Score) or not item.spans:
             return number
         for span in item.spans:
@@ -245,11 +275,21 @@ class BuiltReward:
         while len(self._cache) > _CACHED_VALUES:
             self._cache.popitem(last=False)
 
+    def _failure(self, clause: str, cause: BaseException | None = None) -> Failure:
+        return Failure(f"{self.label} {clause}", cause)
 
-def construct(entry: RewardEntry, spec: RewardSpec, params: Mapping[str, Any]) -> Reward:
-    """The callable with its parameters; whatever goes wrong names the entry."""
+
+def construct(
+    entry: RewardEntry, spec: RewardSpec, params: Mapping[str, Any], worker: Worker | None = None
+) -> Reward:
+    """The callable with its parameters; whatever goes wrong names the entry.
+
+    An isolated reward runs in `worker`, or in one of its own.
+    """
     where = f"rewards.{entry.name}"
     try:
+        if entry.isolate:
+            return Isolated(spec, params, entry.deadline or DEADLINE, worker)
         return spec.build(params)
     except RewardConfigError as error:
         raise error.within(where) from error
@@ -266,31 +306,30 @@ def label(entry: RewardEntry, spec: RewardSpec) -> str:
 def _settle(
     entry: RewardEntry, results: Sequence[Result], texts: Sequence[str]
 ) -> tuple[list[Value], int]:
-    """Raise on a failure, or under `skip` turn it into None up to the ceiling."""
-    failed = [(i, r) for i, r in enumerate(results) if isinstance(r, Failure)]
-    if failed and (entry.on_error == "raise" or len(failed) > SKIP_CEILING * len(results)):
+    """Raise on a failure, or up to the ceiling turn it into None or the entry's error_value."""
+    failed = [(i, r) for i, r in enumerate(results) if isinstance(r, Failure) and r is not _UNTRIED]
+    if failed and (entry.on_error == "raise" or len(failed) > FAILURE_CEILING * len(results)):
         i, failure = failed[0]
         many = (
-            f", and failed on {len(failed)} of {len(results)} samples; on_error: skip allows "
-            f"{SKIP_CEILING:.0%}"
-            if entry.on_error == "skip"
+            f", and failed on {len(failed)} of {len(results)} samples; on_error: {entry.on_error} "
+            f"allows {FAILURE_CEILING:.0%}"
+            if entry.on_error != "raise"
             else ""
         )
         sample = f"sample {i}: {brief(texts[i])}"
         raise RewardError(f"{failure.reason} for {sample}{many}") from failure.cause
-    return [None if isinstance(r, Failure) else r for r in results], len(failed)
+    instead = entry.error_value  # None under skip
+    return [instead if isinstance(r, Failure) else r for r in results], len(failed)
 
 
-def _plain(returned: object) -> object:
-    """Arrays and tensors of numpy, torch and the like as Python's lists and numbers."""
-    return returned.tolist() if hasattr(returned, "tolist") else returned
+def _clause(error: BaseException) -> str:
+    return str(error) if isinstance(error, WorkerFault) else f"raised {described(error)}"
 
 
-def _as_float(item: Real) -> float:
-    try:
-        return float(item)
-    except OverflowError:
-        return math.inf
+def _shown(returned: object) -> str:
+    if isinstance(returned, Foreign):
+        return f"{returned.type_name} {returned.shown}"
+    return f"{type(returned).__name__} {brief(returned)}"
 
 
 def frozen(values: Sequence[Any]) -> Hashable:

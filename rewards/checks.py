@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-from rewards.calling import Columns, Failure, Result, Scorer, Value
-from rewards.contract import RewardError, Score, Span, brief
+from rewards.calling import Columns, Result, Scorer, Value
+from rewards.contract import Failure, RewardError, Score, Span, brief
 from rewards.spec import Bounds, RewardSpec
 
 ENDINGS = (

@@ -17,6 +17,7 @@ from rewards.calling import (
 )
 from rewards.contract import RewardConfigError
 from rewards.entries import RewardEntry
+from rewards.isolation import Worker
 from rewards.spec import RewardSpec, column_of
 
 _KEPT = 256  # rewards that stay built; one more drops the one that was used longest ago
@@ -31,6 +32,7 @@ class PerPromptReward:
         named = {parameter: column_of(value) for parameter, value in params.items()}
         self._sources = {p: column for p, column in named.items() if column is not None}
         self._fixed = {p: value for p, value in params.items() if p not in self._sources}
+        self._worker = Worker(spec) if entry.isolate else None
         self._kept: OrderedDict[Hashable, BuiltReward] = OrderedDict()
         self._values: ValueCache = OrderedDict()
 
@@ -48,7 +50,16 @@ class PerPromptReward:
     def check(self, data: Columns) -> None:
         """Refuse a missing column, and values that their parameter does not allow."""
         for rows in self._groups(data, range(len(data["completions"]))).values():
-            self._build(data, rows[0], ())
+            reward = self._build(data, rows[0], ())
+            reward.check(data)
+            reward.close()
+
+    def close(self) -> None:
+        """End the worker that all of them share, where they run in one."""
+        for reward in self._kept.values():
+            reward.close()
+        if self._worker is not None:
+            self._worker.close()
 
     def results(
         self, data: Columns, rows: Sequence[int] | None = None, *, use_cache: bool = True
@@ -81,14 +92,14 @@ class PerPromptReward:
         if not isinstance(key, int):
             self._kept[key] = reward
         while len(self._kept) > _KEPT:
-            self._kept.popitem(last=False)
+            self._kept.popitem(last=False)[1].close()
         return reward
 
     def _build(self, data: Columns, row: int, key: Hashable) -> BuiltReward:
         given = {p: data[column][row] for p, column in self._sources.items()}
         checked = {p: self._checked(p, value) for p, value in given.items()}
         try:
-            function = construct(self.entry, self.spec, self._fixed | checked)
+            function = construct(self.entry, self.spec, self._fixed | checked, self._worker)
         except RewardConfigError as error:
             columns = ", ".join(f"{p} from the column '{c}'" for p, c in self._sources.items())
             raise RewardConfigError(f"{error} ({columns})") from error

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from rewards.calling import Columns, Failure, Result, Scorer, label
+from rewards.calling import Columns, Result, Scorer, label
+from rewards.contract import Failure
 from rewards.entries import RewardEntry
 from rewards.registry import add_combination
 from rewards.spec import RewardSpec
@@ -70,6 +71,10 @@ class Combination:
     def check(self, data: Columns) -> None:
         for part in self._parts:
             part.check(data)
+
+    def close(self) -> None:
+        for part in self._parts:
+            part.close()
 
     def results(
         self, data: Columns, rows: Sequence[int] | None = None, *, use_cache: bool = True

@@ -27,6 +27,7 @@ PROBE_TEXTS = (
     ' One line.\n\nAnother, with "quotes" and {"a": 1}',
 )
 _NO_COLUMNS: Columns = MappingProxyType({})
+_OF_THE_WHOLE = ("on_error", "error_value", "isolate", "deadline")  # a part's are its combination's
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class RewardOutput:
     own_spans: tuple[
         tuple[tuple[Span, ...], ...], ...
     ]  # (R, B), as each reward returned them, whatever its weight
-    skipped: Mapping[str, int]  # failures that on_error: skip turned into None
+    skipped: Mapping[str, int]  # failures under on_error: skip and value, by reward
     weights: Mapping[str, float]  # as they were, of the rewards whose weight is on a schedule
 
     def __len__(self) -> int:
@@ -61,9 +62,20 @@ class RewardSet:
             spec = registry.from_function(function)
             pairs.append((RewardEntry(spec.kind.rpartition(".")[2], spec.kind), spec))
         check_names([entry.name for entry, _ in pairs])
-        self._rewards = [build(entry, spec) for entry, spec in pairs]
+        self._rewards: list[Scorer] = []
+        try:
+            for entry, spec in pairs:
+                self._rewards.append(build(entry, spec))
+            for reward in self._rewards:
+                reward.load()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the workers of isolated rewards, which would otherwise end with this process."""
         for reward in self._rewards:
-            reward.load()
+            reward.close()
 
     @property
     def entries(self) -> tuple[RewardEntry, ...]:
@@ -163,7 +175,7 @@ class RewardSet:
             entry, weight = reward.entry, reward.entry.weight_at(iteration)
             returned, failed = values(reward, data, use_cache=use_cache) if size else ([], 0)
             own_spans.append(tuple(v.spans if isinstance(v, Score) else () for v in returned))
-            if entry.on_error == "skip":
+            if entry.on_error != "raise":
                 skipped[entry.name] = failed
             if isinstance(entry.weight, Ramp):
                 weights[entry.name] = weight
@@ -191,11 +203,8 @@ def build(entry: RewardEntry, spec: RewardSpec) -> Scorer:
     """The reward of an entry, its parameters checked once more; nothing slow is loaded."""
     params = schema.check_params(spec, entry.params, f"rewards.{entry.name}")
     if spec.joins:
-        # A part fails as its combination does.
-        parts = [
-            replace(part, on_error=entry.on_error)
-            for part in parse_parts(entry.name, params["parts"])
-        ]
+        whole = {name: getattr(entry, name) for name in _OF_THE_WHOLE}
+        parts = [replace(part, **whole) for part in parse_parts(entry.name, params["parts"])]
         return Combination(entry, spec, [build(part, registry.get(part.kind)) for part in parts])
     if any(column_of(value) is not None for value in params.values()):
         return PerPromptReward(entry, spec, params)

@@ -1,8 +1,10 @@
 """What a reward returns, and the two ways in which one can be wrong."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Protocol, runtime_checkable
 
 _SETTING = re.compile(r"\w+=")
@@ -10,6 +12,14 @@ _SETTING = re.compile(r"\w+=")
 
 class RewardError(Exception):
     """A reward failed while scoring: it raised, or returned a wrong length, a wrong type or NaN."""
+
+
+class WorkerFault(Exception):
+    """What a call in a worker came to, as a clause behind the reward's name: `raised KeyError`."""
+
+
+class WorkerLost(WorkerFault):
+    """The worker hung or crashed, and is gone."""
 
 
 class RewardConfigError(ValueError):
@@ -93,6 +103,8 @@ class ReadsColumns(Protocol):
 
 def described(error: BaseException) -> str:
     """`ValueError: why`, or the type alone where it says nothing."""
+    if isinstance(error, WorkerFault):
+        return f"its worker {error}"
     return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
@@ -101,6 +113,21 @@ def brief(value: object, limit: int = 120) -> str:
     text = repr(value)
     half = limit // 2
     return text if len(text) <= limit else f"{text[:half]} … {text[-half:]}"
+
+
+def plain(returned: object) -> object:
+    """Arrays and tensors of numpy, torch and the like as Python's lists and numbers."""
+    return returned.tolist() if hasattr(returned, "tolist") else returned
+
+
+def as_float(item: object) -> float | None:
+    """A number of any sort as a float, beyond its range infinity; None for what is no number."""
+    if not isinstance(item, Real):
+        return None
+    try:
+        return float(item)
+    except OverflowError:
+        return math.inf
 
 
 def telescope(steps: Iterable[tuple[int, int, float]], initial: float = 0.0) -> tuple[Span, ...]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -10,16 +10,17 @@ from typing_extensions import TypedDict
 
 from rewards import registry
 from rewards.contract import RewardConfigError, brief
+from rewards.isolation import DEADLINE
 from rewards.schema import explain
-from rewards.spec import ENTRY_KEYS
+from rewards.spec import ENTRY_KEYS, OPTIONS
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-OnError = Literal["raise", "skip"]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+OnError = Literal["raise", "skip", "value"]
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _NOT_YET = {
     "moment": "needs targets, which this version does not have yet; use weight",
     "hard": "needs targets, which this version does not have yet; use weight",
-    "isolate": "needs worker processes, which this version does not have yet; remove it",
 }
 
 
@@ -31,7 +32,26 @@ class _Options(TypedDict, total=False):
     scale: Annotated[Finite, Field(description="factor on the value, before clip")]
     clip: Annotated[tuple[Finite, Finite] | None, Field(description="bounds of the scaled value")]
     on_error: Annotated[
-        OnError, Field(description="skip: a sample that fails adds nothing and is counted")
+        OnError,
+        Field(
+            description="skip: a sample that fails adds nothing and is counted; value: it gets "
+            "error_value and is counted"
+        ),
+    ]
+    error_value: Annotated[
+        Finite | None,
+        Field(description="with on_error: value, what a sample that fails is worth"),
+    ]
+    isolate: Annotated[
+        bool,
+        Field(
+            description="run the reward in a worker process, where a sample that hangs or crashes "
+            "fails like one that raises"
+        ),
+    ]
+    deadline: Annotated[
+        Seconds | None,
+        Field(description=f"with isolate, seconds that a call may take; null: {DEADLINE:g}"),
     ]
 
 
@@ -86,6 +106,27 @@ class RewardEntry:
     scale: float = 1.0
     clip: tuple[float, float] | None = None
     on_error: OnError = "raise"
+    error_value: float | None = None
+    isolate: bool = False
+    deadline: float | None = None  # seconds
+
+    def __post_init__(self) -> None:
+        where = f"rewards.{self.name}"
+        if self.on_error == "value" and self.error_value is None:
+            raise RewardConfigError(
+                f"{where}.on_error='value' needs {where}.error_value, the value of a sample that "
+                "fails"
+            )
+        if self.on_error != "value" and self.error_value is not None:
+            raise RewardConfigError(
+                f"{where}.error_value={self.error_value:g} counts only with on_error: value; set "
+                "that or remove it"
+            )
+        if self.deadline is not None and not self.isolate:
+            raise RewardConfigError(
+                f"{where}.deadline={self.deadline:g} counts only with isolate: true; set that or "
+                "remove it"
+            )
 
     def weight_at(self, iteration: int | None) -> float:
         """The weight in an iteration, the first being 0; None asks for the final one."""
@@ -103,10 +144,11 @@ class RewardEntry:
         weight: Any = self.weight
         if isinstance(weight, Ramp):
             weight = {"from": weight.start, "to": weight.end, "iterations": weight.iterations}
-        return {**self.part_settings(), "weight": weight, "on_error": self.on_error}
+        options = {name: getattr(self, name) for name in OPTIONS}
+        return {"kind": self.kind, **self.params, **options, "weight": weight}
 
     def part_settings(self) -> dict[str, Any]:
-        """The same of a part, which has neither weight nor on_error."""
+        """The same of a part, which has no weight and fails as its combination says."""
         return {"kind": self.kind, **self.params} | {n: vars(self)[n] for n in _PART_OPTIONS}
 
 
@@ -146,7 +188,7 @@ def _parse(name: str, entry: Any) -> RewardEntry:
 def _parse_part(above: str, name: str, entry: Any) -> RewardEntry:
     check_names([name], f"rewards.{above}")
     where = f"rewards.{above}.{name}"
-    for key in ("weight", "on_error"):
+    for key in sorted(set(OPTIONS) - set(_PART_OPTIONS)):
         if isinstance(entry, Mapping) and key in entry:
             raise RewardConfigError(
                 f"{where}.{key}={brief(entry[key])} belongs to the combination; a part takes "
@@ -189,6 +231,8 @@ def _read_options(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     clip = options.get("clip")
     if clip is not None and clip[0] > clip[1]:
         raise RewardConfigError(f"{where}.clip={list(clip)} must be [low, high]")
+    if options.get("isolate") and options.get("deadline") is None:
+        options["deadline"] = DEADLINE
     return options if ramp is None else options | {"weight": _read_ramp(ramp, f"{where}.weight")}
 
 
@@ -229,9 +273,9 @@ def entry_json_schema(kind: str) -> dict[str, Any]:
 def options_json_schema() -> dict[str, Any]:
     """The JSON Schema of what an entry of any kind takes beside the kind's own parameters."""
     schema = _options.json_schema()
-    defaults = {"weight": 1.0, "threshold": None, "scale": 1.0, "clip": None, "on_error": "raise"}
-    for name, default in defaults.items():
-        schema["properties"][name]["default"] = default
+    for option in fields(RewardEntry):
+        if option.name in OPTIONS:
+            schema["properties"][option.name]["default"] = option.default
     weight = schema["properties"]["weight"]
     schema["properties"]["weight"] = _or(weight, {**_ramp.json_schema(), "title": "A schedule"})
     return schema

@@ -12,11 +12,11 @@ from rewards.endpoints import check_url, check_variable, from_environment
 from rewards.posting import (
     Backoff,
     Concurrency,
-    Deadline,
     Limits,
     Retries,
     Server,
     Timeout,
+    TotalTimeout,
 )
 from rewards.registry import reward
 
@@ -97,7 +97,7 @@ class OpenAIJudge:
         max_tokens: Annotated[
             int | None, Field(ge=1, description="of a reply; null: the server's own limit")
         ] = None,
-        deadline: Deadline = 300.0,
+        total_timeout: TotalTimeout = 300.0,
         timeout: Timeout = 60.0,
         retries: Retries = 3,
         backoff: Backoff = 0.5,
@@ -111,7 +111,7 @@ class OpenAIJudge:
         if api_key_env is not None:
             check_variable("api_key_env=[hidden]", api_key_env)
         url = check_url("base_url", base_url.rstrip("/"))
-        limits = Limits(deadline, timeout, retries, backoff, concurrency)
+        limits = Limits(total_timeout, timeout, retries, backoff, concurrency)
         self._server = Server(f"{url}/chat/completions", limits, self._secret_headers)
 
     def load(self) -> None:

@@ -22,7 +22,7 @@ from rewards.endpoints import Hider
 if TYPE_CHECKING:  # httpx is imported where a request is made: `import rewards` stays light
     import httpx
 
-Deadline = Annotated[
+TotalTimeout = Annotated[
     float,
     Field(gt=0, allow_inf_nan=False, description="seconds for a batch of samples, retries and all"),
 ]
@@ -55,7 +55,7 @@ _jitter = random.Random()  # its own: the global generator belongs to the run
 class Limits:
     """How patient a call is; each field is the setting of that name."""
 
-    deadline: float
+    total_timeout: float
     timeout: float
     retries: int
     backoff: float
@@ -128,7 +128,7 @@ class _Call:
     def __init__(self, client: "httpx.Client", url: str, limits: Limits, hide: Hider) -> None:
         self.client, self.url, self.limits, self.hide = client, url, limits, hide
         self.stopped = Event()  # nobody waits for answers any more
-        self._end = time.monotonic() + limits.deadline
+        self._end = time.monotonic() + limits.total_timeout
 
     def remaining(self) -> float:
         """Seconds to the deadline, at least 0."""
@@ -176,7 +176,7 @@ class _Exchange:
     def overdue(self) -> str:
         """What became of it when the deadline came."""
         so_far = f"{_requests(self.tries)}{', the last: ' if self.problem else ''}{self.problem}"
-        return f"no answer within deadline={self._call.limits.deadline:g} s, {so_far}"
+        return f"no answer within total_timeout={self._call.limits.total_timeout:g} s, {so_far}"
 
     def _request(self, seconds: float) -> tuple["httpx.Response", bytes]:
         """Send once, and read in pieces, so that an endless answer is dropped."""
@@ -209,7 +209,7 @@ class _Exchange:
         if delay >= self._call.remaining():
             raise _NoAnswer(
                 f"{self.problem}, {_requests(self.tries)}; the next, in {delay:.3g} s, would miss "
-                f"deadline={limits.deadline:g} s"
+                f"total_timeout={limits.total_timeout:g} s"
             )
         if self._call.stopped.wait(delay):
             raise _NoAnswer(self.overdue())

@@ -22,7 +22,7 @@ _KIND = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 _specs: dict[str, RewardSpec] = {}
-_files: dict[Path, tuple[str, frozenset[str]]] = {}  # path -> sha256, the kinds it defined
+_files: dict[Path, tuple[bytes, frozenset[str]]] = {}  # path -> its code, the kinds it defined
 
 
 @overload
@@ -140,9 +140,15 @@ def load_file(path: str | Path) -> str:
         code = file.read_bytes()
     except OSError as error:
         raise RewardConfigError(f"reward file '{path}' cannot be read: {error.strerror}") from error
+    return load_code(file, code, path)
+
+
+def load_code(file: Path, code: bytes, shown: str | Path | None = None) -> str:
+    """`load_file` for code that is at hand, whatever stands in the file by now."""
+    shown = shown or file
     sha256 = hashlib.sha256(code).hexdigest()
-    old_sha256, old_kinds = _files.get(file, ("", frozenset()))
-    if sha256 == old_sha256:
+    old_code, old_kinds = _files.get(file, (None, frozenset()))
+    if code == old_code:
         return sha256
     kept = {kind: _specs.pop(kind) for kind in old_kinds if kind in _specs}
     before = set(_specs)
@@ -150,11 +156,12 @@ def load_file(path: str | Path) -> str:
     module.__file__ = str(file)
     sys.modules[module.__name__] = module  # so that its classes pickle, its source lines are found
     try:
-        _run_file(module, code, path)
+        _run_file(module, code, shown)
         new = frozenset(_specs) - before
         if not new:
             raise RewardConfigError(
-                f"reward file '{path}' defines no reward; put @reward(\"my.name\") above a function"
+                f"reward file '{shown}' defines no reward; "
+                'put @reward("my.name") above a function'
             )
         for kind in new:
             _ = _specs[kind].adapter  # a type that cannot be checked shows here, not in the run
@@ -164,13 +171,18 @@ def load_file(path: str | Path) -> str:
         _specs.update(kept)
         del sys.modules[module.__name__]
         raise
-    _files[file] = (sha256, new)
+    _files[file] = (code, new)
     return sha256
 
 
 def defined_in(path: str | Path) -> list[str]:
     """The kinds that a loaded file defines, sorted."""
     return sorted(_files[Path(path).resolve()][1])
+
+
+def file_of(kind: str) -> tuple[Path, bytes] | None:
+    """The loaded reward file that defines a kind, and its code as it was then."""
+    return next(((file, code) for file, (code, defined) in _files.items() if kind in defined), None)
 
 
 def _run_file(module: ModuleType, code: bytes, shown: str | Path) -> None:

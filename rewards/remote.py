@@ -10,11 +10,11 @@ from rewards.endpoints import check_headers, check_url, from_environment
 from rewards.posting import (
     Backoff,
     Concurrency,
-    Deadline,
     Limits,
     Retries,
     Server,
     Timeout,
+    TotalTimeout,
 )
 from rewards.registry import reward
 
@@ -27,7 +27,7 @@ class Http:
     """What a server says: any finite number, or null where the reward does not apply.
 
         safe: {kind: remote.http, url: "https://host/score", headers: {Authorization: SAFE_AUTH},
-               columns: [topic], deadline: 60, on_error: skip}
+               columns: [topic], total_timeout: 60, on_error: skip}
 
     Each request is a POST of {"prompts": [...], "completions": [...]} and a list for each of
     `columns`, all of the same length, at most `batch_size`; the answer to it is
@@ -52,7 +52,7 @@ class Http:
             Field(description="header -> environment variable that holds its value"),
         ] = None,
         batch_size: Annotated[int, Field(ge=1, description="completions in one request")] = 8,
-        deadline: Deadline = 120.0,
+        total_timeout: TotalTimeout = 120.0,
         timeout: Timeout = 30.0,
         retries: Retries = 3,
         backoff: Backoff = 0.5,
@@ -65,7 +65,7 @@ class Http:
                     f"columns={list(self.columns)}: {name!r} is sent already; remove it"
                 )
         self.batch_size, self.headers = batch_size, check_headers(headers or {})
-        limits = Limits(deadline, timeout, retries, backoff, concurrency)
+        limits = Limits(total_timeout, timeout, retries, backoff, concurrency)
         self._server = Server(check_url("url", url), limits, self._secret_headers)
 
     def load(self) -> None:

@@ -10,14 +10,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from rewards.contract import RewardConfigError, brief
-from rewards.spec import (
-    ENTRY_KEYS,
-    Bounds,
-    RewardSpec,
-    column_of,
-    takes_string_list,
-    type_name,
-)
+from rewards.spec import OPTIONS, Bounds, RewardSpec, column_of, takes_string_list, type_name
 
 _WANTS_TEXT = ("string_type", "literal_error", "list_type")
 
@@ -71,7 +64,7 @@ def check_params(spec: RewardSpec, params: Mapping[str, Any], where: str) -> dic
     annotations = spec.signature.annotations
     for name in params:
         if name not in annotations:
-            hint = nearest(str(name), [*annotations, *ENTRY_KEYS[1:6]], "it takes")
+            hint = nearest(str(name), [*annotations, *OPTIONS], "it takes")
             raise RewardConfigError(f"{where}.{name} is not a parameter of {spec.kind}; {hint}")
     for name in spec.signature.required:
         if name not in params:

@@ -16,10 +16,11 @@ from typing_extensions import TypedDict
 from rewards.contract import ReadsColumns, Reward, RewardConfigError
 
 # These belong to the entry around a reward's parameters, or to what the registry keeps beside them.
-ENTRY_KEYS = (
-    *("kind", "weight", "threshold", "scale", "clip", "on_error"),
-    *("moment", "hard", "isolate"),
+OPTIONS = (
+    *("weight", "threshold", "scale", "clip"),
+    *("on_error", "error_value", "isolate", "deadline"),
 )
+ENTRY_KEYS = ("kind", *OPTIONS, "moment", "hard")
 RESERVED = (*ENTRY_KEYS, "data")
 Bounds = tuple[float, float]
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD

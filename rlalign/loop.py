@@ -141,7 +141,7 @@ class _Run:
             )
 
     def _rollout_stats(self, scored: ScoredRollout) -> dict[str, float]:
-        skipping = [e.name for e in self.session.reward_set.entries if e.on_error == "skip"]
+        skipping = [e.name for e in self.session.reward_set.entries if e.on_error != "raise"]
         names, ranks = self.session.reward_set.names, self.session.ranks
         return rollout_stats(scored, names, skipping, ranks.sum)
 

@@ -80,6 +80,7 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.engine.close()
+        self.reward_set.close()
 
     def new_engine(self) -> DecodeEngine:
         sampling = self.config.sampling

@@ -79,7 +79,7 @@ class ScoredRollout:
     score: Tensor  # (B,) float32: weighted, clipped, less the missing-EOS penalty; never normalised
     token_rewards: Tensor  # (B, T) float32, sums to the score; the KL is not in it
     ref_logprobs: Tensor  # (B, T) float32
-    # samples that a reward with on_error: skip failed on, by its name
+    # samples that a reward with on_error: skip or value failed on, by its name
     failures: Mapping[str, int] = field(default_factory=dict)
     # as they were, of the rewards whose weight is on a schedule
     weights: Mapping[str, float] = field(default_factory=dict)

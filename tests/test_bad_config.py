@@ -153,8 +153,8 @@ def test_every_fault_of_one_load_is_reported_on_its_own_line(directory):
         "kl.coef=-1 is not a number of at least 0",
         "lr is unknown; did you mean ppo.lr?",
         "rewards.space.weight='heavy': input should be a valid number, unable to parse string as a number",
-        "rewards.space.x is not a parameter of lexical.contains; it takes: words, mode, weight, threshold, scale, clip, on_error",
-        "rewards.space.y is not a parameter of lexical.contains; it takes: words, mode, weight, threshold, scale, clip, on_error",
+        "rewards.space.x is not a parameter of lexical.contains; it takes: words, mode, weight, threshold, scale, clip, on_error, error_value, isolate, deadline",
+        "rewards.space.y is not a parameter of lexical.contains; it takes: words, mode, weight, threshold, scale, clip, on_error, error_value, isolate, deadline",
         "train.samples='many' is not an integer of at least 1",
         "unexpected argument 'what'; settings are written --section.key=value",
     ]  # fmt: skip

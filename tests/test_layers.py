@@ -22,7 +22,15 @@ LAYERS = [
     {"evaluate", "saving"}
     | {
         f"report.{name}"
-        for name in ("visible", "live", "card", "plots", "configuration_page", "rewards_page")
+        for name in (
+            "visible",
+            "live",
+            "card",
+            "plots",
+            "configuration_page",
+            "rewards_page",
+            "rewards_notes",
+        )
     },
     {"loop"},
     {"api", "ppo", "measure", "reward_tools", "cli", "__main__", "__init__"},

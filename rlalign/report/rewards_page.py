@@ -2,168 +2,12 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import yaml
 
 from rewards import registry
 from rewards.spec import RewardSpec
-
-FAMILIES = {
-    "lexical": "which words a response holds",
-    "structure": "what form it has",
-    "style": "how it is written",
-    "topic": "what it is about",
-    "combine": "several rewards as one",
-}
-
-
-@dataclass(frozen=True)
-class Notes:
-    """What the code of a reward does not say."""
-
-    cost: str  # a class that the page explains
-    fooled: str  # how the value rises without what was meant
-    trick: str  # a text that does it under the example's settings
-    value: float | None  # what the trick earns there; None where the model is one of yours
-
-
-NOTES = {
-    "combine.all": Notes(
-        "its parts",
-        "What fools every part at once: the product closes the way of trading one part for "
-        "another, not the parts' own gaps. Where one part is 0, the others give no direction.",
-        "rain nine plain words that hold nothing else here",
-        1.0,
-    ),
-    "combine.min": Notes(
-        "its parts",
-        "What fools the worst part: the others count for nothing until it is above them, so "
-        "parts on different scales are one part. Give all of them bounds of 0 to 1.",
-        "rain nine plain words that hold nothing else here",
-        1.0,
-    ),
-    "lexical.contains": Notes(
-        "words",
-        "The word is enough, wherever it stands: a list of the words, a negation, another sense. "
-        "One occurrence pays in full, so the policy learns one fixed phrase and puts it early. "
-        "`rains` is not `rain`: list the forms that you mean.",
-        "she outer space",
-        1.0,
-    ),
-    "lexical.excludes": Notes(
-        "words",
-        "A synonym, another form or a misspelling is free, and so is saying nothing: an empty "
-        "response has full marks. With `count` every further word is a risk, so responses may "
-        "shrink.",
-        "Extremely nice, v3ry nice.",
-        1.0,
-    ),
-    "lexical.word_rate": Notes(
-        "words",
-        "Repetition is the optimum: a response of the one word has rate 1. Short responses are the "
-        "second way there, as every other word dilutes. It needs a bound (`clip`, such as "
-        "`clip: [0, 0.2]`), `structure.repetition` and a least length beside it.",
-        "rain rain rain",
-        1.0,
-    ),
-    "lexical.pattern": Notes(
-        "words",
-        "Whatever the pattern allows by accident: with `\\w*` the longest nonsense, with `count` "
-        "the same match over and over. The credit lands on the last action: which words earned "
-        "it has to be found out.",
-        "moonmoonmoon",
-        1.0,
-    ),
-    "lexical.diversity": Notes(
-        "words",
-        "Short responses: two words are one pair, and it differs from all others. So are lists of "
-        "rare words. It looks within one response only: every response may be the same.",
-        "zebra quartz lamp onion",
-        1.0,
-    ),
-    "structure.word_count": Notes(
-        "words",
-        "It counts; any filler does. Without `slack` there is no slope to climb: a policy that "
-        "never falls into the range sees nothing but 0.",
-        "la la la la",
-        1.0,
-    ),
-    "structure.sentences": Notes(
-        "words",
-        "Punctuation makes the sentence: one-word sentences count. Dialogue, lists and lines "
-        "without a full stop are counted wrong, and rules about abbreviations are English.",
-        "x.",
-        1.0,
-    ),
-    "structure.ends_cleanly": Notes(
-        "words",
-        "Only the last character counts: a full stop anywhere, then the end of the text. Ending "
-        "at once is the surest way; put a least length beside it.",
-        "and then the.",
-        1.0,
-    ),
-    "structure.json_schema": Notes(
-        "words",
-        "The emptiest JSON that the schema accepts. State types, `minLength`, `enum` and "
-        "`additionalProperties: false`, or they are not asked for. `partial` pays for any JSON at "
-        "all, a bare number too. A small model that never writes JSON sees nothing but 0.",
-        '{"name": null}',
-        1.0,
-    ),
-    "structure.format": Notes(
-        "words",
-        "The shortest text that matches. There is no credit for coming close, so a pattern that "
-        "the model never hits by chance teaches nothing.",
-        "x x x.",
-        1.0,
-    ),
-    "structure.repetition": Notes(
-        "words",
-        "Nothing repeats in a response of fewer than n words, and a phrase that is varied in one "
-        "word is new. It looks within one response only: every response may be the same.",
-        "rain rain rain",
-        0.0,
-    ),
-    "style.sentiment": Notes(
-        "small model",
-        "Both backends add words up: praise in a row beats a happy story, and negation, irony "
-        "and quotation are misread. The classifier learnt from film reviews and takes their "
-        "vocabulary for mood. Measure with the other backend at weight 0.",
-        "An excellent, wonderful, perfect waste of time.",
-        0.77,
-    ),
-    "style.classifier": Notes(
-        "your model",
-        "Whatever the model takes for its label off its training data: long, polite or list-like "
-        "answers for many reward models, single strong words for sentiment models. A raw `logit` "
-        "has no ceiling, so the search for such texts never ends: give it a `clip`.",
-        "",
-        None,
-    ),
-    "style.readability": Notes(
-        "words",
-        "Short words and short sentences, with or without meaning; at 1 it is satisfied. "
-        "Syllables come from hyphenation, which finds a single one in nonsense without vowels.",
-        "Zxq brr tk.",
-        1.0,
-    ),
-    "topic.classifier": Notes(
-        "embedding",
-        "It only has to be nearer to this label than to the others: with few labels almost "
-        "anything is, and a low `temperature` makes it sure. The label itself is the best text.",
-        "sports",
-        1.0,
-    ),
-    "topic.similarity": Notes(
-        "embedding",
-        "The words of the topic, best alone: naming it beats writing about it, and denying it "
-        "counts as well. Put a `clip` at what a good text reaches (`clip: [0, 0.4]`) and "
-        "`structure.repetition` beside it.",
-        "There is no outer space in this text.",
-        0.72,
-    ),
-}
+from rlalign.report.rewards_notes import FAMILIES, NOTES, Notes
 
 INTRODUCTION = """\
 # Rewards
@@ -250,6 +94,7 @@ read, ask for.
 | embedding | a sentence encoder of 22 million weights | tens of texts a second, 500 MB |
 | its parts | what they do | their sum |
 | your model | a forward pass of the model that you name | see `bench` |
+| a server | requests over HTTP, several at a time | what the server and the network give |
 
 Memory counts the libraries that a run without the reward would not have imported.
 `rlalign rewards bench` says what it is on your machine, for texts of about 24 words.
@@ -267,10 +112,8 @@ def rewards_page() -> str:
 
 def built_in() -> list[str]:
     """The kinds that come with the project, without those of plug-ins and files."""
-    return [k for k in registry.kinds() if registry.get(k).target.__module__ in _MODULES]
-
-
-_MODULES = {f"rewards.{family}" for family in FAMILIES}
+    modules = {f"rewards.{family}" for family in FAMILIES}
+    return [k for k in registry.kinds() if registry.get(k).target.__module__ in modules]
 
 
 def _section(kind: str) -> str:

@@ -175,6 +175,40 @@ def test_more_than_a_fifth_of_failures_raises_even_under_skip(fault):
         fussy_set()([""] * 5, ["a", "b", "c", fault, fault])
 
 
+def valued_set(**options):
+    return RewardSet(
+        [RewardEntry("fussy", "own.fussy", on_error="value", error_value=-2.0, **options)]
+    )
+
+
+@pytest.mark.parametrize("fault", ["bad", "nan"])
+def test_value_gives_a_failing_sample_the_entrys_value_and_counts_it(fault):
+    register_fussy()
+    out = valued_set(weight=0.5, scale=3.0)([""] * 5, ["a", "bb", "ccc", "dddd", fault])
+    assert out.values[:, 0].tolist() == [1, 2, 3, 4, -2]
+    assert out.score.tolist()[-1] == 0.5 * 3 * -2 and out.valid.all()
+    assert out.skipped == {"fussy": 1}
+
+
+def test_more_than_a_fifth_of_failures_raises_even_under_value():
+    register_fussy()
+    with pytest.raises(RewardError, match="failed on 2 of 5 samples; on_error: value allows 20%"):
+        valued_set()([""] * 5, ["a", "b", "c", "nan", "nan"])
+
+
+def test_no_more_samples_are_tried_than_it_takes_to_pass_the_ceiling():
+    tried = []
+
+    @reward("own.fails")
+    def fails(completions: list[str]) -> list[float]:
+        tried.append(len(completions))
+        raise ValueError("always")
+
+    with pytest.raises(RewardError, match="'0', and failed on 3 of 10 samples"):
+        RewardSet([RewardEntry("x", "own.fails", on_error="skip")])([""] * 10, [*"0123456789"])
+    assert tried == [10, 1, 1, 1]
+
+
 def test_equal_texts_are_scored_once():
     calls = register_fussy()
     rewards = fussy_set()

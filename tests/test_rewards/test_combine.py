@@ -146,7 +146,7 @@ def test_a_part_that_fails_is_named_with_the_sample():
         scored(entry, "x", "none", "nan")
     out = scored(entry | {"on_error": "skip"}, "rain", "nan", "rain", "bad", *["rain"] * 5, "rain!")
     assert out.skipped == {"x": 2} and out.score.tolist() == [1, 0, 1, 0] + [1] * 6
-    with pytest.raises(RewardError, match="failed on 2 of 3 samples; on_error: skip allows 20%"):
+    with pytest.raises(RewardError, match="failed on 1 of 3 samples; on_error: skip allows 20%"):
         scored(entry | {"on_error": "skip"}, "x", "bad", "nan")
 
 
@@ -241,6 +241,7 @@ def test_parts_are_completed_and_pass_the_check_again():
     plain = {"threshold": None, "scale": 1.0, "clip": None}
     assert entry.settings() == {
         "kind": "combine.min", "weight": 1.0, "on_error": "raise", **plain,
+        "error_value": None, "isolate": False, "deadline": None,
         "parts": {
             "a": RATE | plain | {"threshold": 0.5},
             "c": {"kind": "combine.all", **plain, "parts": {"d": RAIN | {"mode": "any"} | plain}},

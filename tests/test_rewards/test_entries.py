@@ -15,8 +15,20 @@ from rewards.entries import entries_json_schema
          "rewards.x.moment needs targets, which this version does not have yet; use weight"),
         ({"kind": "lexical.contains", "words": ["a"], "hard": True},
          "rewards.x.hard needs targets, which this version does not have yet; use weight"),
-        ({"kind": "lexical.contains", "words": ["a"], "isolate": True},
-         "rewards.x.isolate needs worker"),
+        ({"kind": "lexical.contains", "words": ["a"], "isolate": "perhaps"},
+         "rewards.x.isolate='perhaps': input should be a valid boolean"),
+        ({"kind": "lexical.contains", "words": ["a"], "isolate": True, "deadline": 0},
+         "rewards.x.deadline=0: input should be greater than 0"),
+        ({"kind": "lexical.contains", "words": ["a"], "isolate": True, "deadline": math.inf},
+         "rewards.x.deadline=inf: input should be less than or equal to 86400"),
+        ({"kind": "lexical.contains", "words": ["a"], "deadline": 5},
+         "rewards.x.deadline=5 counts only with isolate: true; set that or remove it"),
+        ({"kind": "lexical.contains", "words": ["a"], "on_error": "value"},
+         "rewards.x.on_error='value' needs rewards.x.error_value"),
+        ({"kind": "lexical.contains", "words": ["a"], "on_error": "skip", "error_value": 0.5},
+         "rewards.x.error_value=0.5 counts only with on_error: value"),
+        ({"kind": "lexical.contains", "words": ["a"], "on_error": "value",
+          "error_value": math.nan}, "rewards.x.error_value=nan: "),
         ({"kind": "lexical.contains", "words": ["a"], "weight": "heavy"},
          "rewards.x.weight='heavy': input should be a valid number"),
         ({"kind": "lexical.contains", "words": ["a"], "weight": math.nan},
@@ -26,7 +38,7 @@ from rewards.entries import entries_json_schema
         ({"kind": "lexical.contains", "words": ["a"], "clip": 1},
          "rewards.x.clip=1: input should be"),
         ({"kind": "lexical.contains", "words": ["a"], "on_error": "ignore"},
-         "rewards.x.on_error='ignore': input should be 'raise' or 'skip'"),
+         "rewards.x.on_error='ignore': input should be 'raise', 'skip' or"),
         ({"words": ["a"]}, "rewards.x.kind is missing; kinds: combine.all"),
         ({"kind": 3}, "rewards.x.kind=3 is not text"),
         ({"kind": "lexical.contians"}, "rewards.x.kind='lexical.contians' is unknown; did you"),
@@ -37,6 +49,13 @@ def test_a_wrong_entry_is_named_as_typed(entry, message):
     with pytest.raises(RewardConfigError) as caught:
         parse_entries({"x": entry})
     assert str(caught.value).startswith(message)
+
+
+def test_an_isolated_reward_has_a_deadline():
+    entry = {"kind": "lexical.contains", "words": ["a"], "isolate": True}
+    assert parse_entries({"x": entry})[0].deadline == 30.0
+    assert parse_entries({"x": {**entry, "deadline": 5}})[0].deadline == 5.0
+    assert parse_entries({"x": {**entry, "isolate": False}})[0].deadline is None
 
 
 def test_a_cross_check_of_a_reward_names_the_setting():

@@ -12,7 +12,7 @@ RUBRIC = "How kind is it? {braces} stay."
 
 def settings(server, **params):
     given = {"base_url": f"{server.url}/v1", "model": "m", "rubric": RUBRIC, "grades": [1, 5]}
-    return {**given, "backoff": 0.01, "deadline": 10, **params}
+    return {**given, "backoff": 0.01, "total_timeout": 10, **params}
 
 
 def judge(server, on_error="raise", **params):

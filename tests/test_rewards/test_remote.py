@@ -28,7 +28,7 @@ HOSTILE = (
 
 def remote(url, on_error="raise", **params):
     """A set of one remote.http with short waits."""
-    quick = {"backoff": 0.01, "deadline": 10, **params}
+    quick = {"backoff": 0.01, "total_timeout": 10, **params}
     entry = {"kind": "remote.http", "url": url, "on_error": on_error, **quick}
     return RewardSet(parse_entries({"far": entry}))
 
@@ -207,9 +207,9 @@ def test_retry_after_is_waited_for(server):
 def test_retry_after_beyond_the_deadline_ends_at_once(server):
     server.answer = failing(429, 200, headers={"Retry-After": "60"})
     start = time.monotonic()
-    message = error_of(remote(server.url, deadline=5))
+    message = error_of(remote(server.url, total_timeout=5))
     assert time.monotonic() - start < 4 and server.requests == 1
-    assert "answered 429 " in message and "in 60 s, would miss deadline=5 s" in message
+    assert "answered 429 " in message and "in 60 s, would miss total_timeout=5 s" in message
 
 
 def test_retry_after_is_seconds_or_a_date():
@@ -240,11 +240,11 @@ def test_the_deadline_holds_whatever_the_server_does(server, how):
         "header": lambda n, body: drip(server, b"HTTP/1.1 200 OK\r\nX-Endless: ", b"x"),
     }
     server.answer = answers[how]
-    reward_set = remote(server.url, deadline=0.6, batch_size=1, concurrency=2)
+    reward_set = remote(server.url, total_timeout=0.6, batch_size=1, concurrency=2)
     start = time.monotonic()
     message = error_of(reward_set, ["a", "b", "c"])
     assert 0.6 <= time.monotonic() - start < 3
-    assert "deadline=0.6 s" in message and "1 request" in message and server.requests == 2
+    assert "total_timeout=0.6 s" in message and "1 request" in message and server.requests == 2
     while threads_left() and time.monotonic() - start < 8:
         time.sleep(0.01)
     assert not threads_left()
@@ -266,7 +266,7 @@ def test_what_was_answered_before_the_deadline_counts(server):
         return lengths(n, body)
 
     server.answer = answer
-    reward_set = remote(server.url, on_error="skip", deadline=1.5, batch_size=1)
+    reward_set = remote(server.url, on_error="skip", total_timeout=1.5, batch_size=1)
     out = score(reward_set, ["a", "bb", "slow", "dd", "e"])
     assert out.score.tolist() == [1, 2, 0, 2, 1]
     assert out.valid[:, 0].tolist() == [True, True, False, True, True]
@@ -282,8 +282,8 @@ def test_a_dead_server_is_named(dead_url):
 
 def test_a_dead_server_is_given_up_at_the_deadline(dead_url):
     start = time.monotonic()
-    message = error_of(remote(dead_url, retries=20, backoff=0.2, deadline=0.5))
-    assert time.monotonic() - start < 3 and "deadline=0.5 s" in message
+    message = error_of(remote(dead_url, retries=20, backoff=0.2, total_timeout=0.5))
+    assert time.monotonic() - start < 3 and "total_timeout=0.5 s" in message
 
 
 # -- answers that break the form ----------------------------------------------------------------
@@ -419,7 +419,7 @@ def test_a_secret_in_the_configuration_is_refused_unseen():
         ({"columns": ["prompts"]}, r"far.columns=\['prompts'\]: 'prompts' is sent already"),
         ({"columns": ["a", "a"]}, r"far.columns=\['a', 'a'\]: 'a' is sent already"),
         ({"headers": {"a b": "X"}}, r"far.headers=\{'a b': …\} is no name of a header"),
-        ({"deadline": 0}, "far.deadline=0: input should be greater than 0"),
+        ({"total_timeout": 0}, "far.total_timeout=0: input should be greater than 0"),
         ({"timeout": float("nan")}, "far.timeout=nan: input should be"),
         ({"retries": -1}, "far.retries=-1: input should be"),
         ({"concurrency": 0}, "far.concurrency=0: input should be"),
@@ -445,3 +445,13 @@ def test_any_reward_may_return_a_failure_for_one_sample():
 
     with pytest.raises(RewardError, match=r"test_remote.py:\d+\) could not read it for sample 0"):
         RewardSet([], [partly])(["", ""], ["a", "b"])
+
+
+def test_an_isolated_reward_sends_its_columns_and_reports_its_failures(server):
+    server.answer = lambda n, body: {"rewards": [1 if t == "sea" else "?" for t in body["topic"]]}
+    reward_set = remote(server.url, "skip", isolate=True, columns=["topic"], batch_size=1)
+    out = score(reward_set, [f"text {i}" for i in range(6)], topic=["sea"] * 5 + ["land"])
+    reward_set.close()
+    assert out.values[:5, 0].tolist() == [1.0] * 5 and out.skipped == {"far": 1}
+    with pytest.raises(RewardConfigError, match="needs the column 'topic'"):
+        score(reward_set, ["text"])
