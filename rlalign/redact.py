@@ -52,8 +52,14 @@ def redact_text(text: str) -> str:
         is_folder = name in ("PWD", "OLDPWD")  # no password, but the working directory
         if is_secret_name(name) and not is_folder and len(value) >= SHORTEST:
             text = text.replace(value, HIDDEN)
-    text = INLINE.sub(lambda match: match["name"] + HIDDEN, text)
+    text = INLINE.sub(_hide_value, text)
     return SECRET_VALUE.sub(HIDDEN, text)
+
+
+def _hide_value(match: re.Match[str]) -> str:
+    """What names a variable of the environment is no secret, and a resumed run needs it."""
+    is_name = match["value"].strip("\"'") in os.environ
+    return match[0] if is_name else match["name"] + HIDDEN
 
 
 def redact_mapping(flat: Mapping[str, Any]) -> dict[str, Any]:

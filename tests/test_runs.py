@@ -166,3 +166,12 @@ def test_a_message_with_the_word_key_is_left_alone():
 def test_secrets_of_a_configuration_are_hidden_by_name():
     flat = {"a.api_key": "x", "sampling.max_new_tokens": 32, "model.name": "m", "a.token": None}
     assert redact_mapping(flat) == {**flat, "a.api_key": HIDDEN}
+
+
+def test_the_name_of_a_variable_is_no_secret(monkeypatch):
+    """A saved configuration names what holds a header's value; a resume reads it back."""
+    monkeypatch.setenv("FAR_KEY", "a very secret value")
+    line = "headers: {X-Api-Key: FAR_KEY}"
+    assert redact_text(line) == line
+    assert redact_text("X-Api-Key: FAR_KEYS") == f"X-Api-Key: {HIDDEN}"
+    assert redact_text("X-Api-Key: a very secret value") == f"X-Api-Key: {HIDDEN}"
