@@ -58,8 +58,9 @@ def redact_text(text: str) -> str:
 
 def _hide_value(match: re.Match[str]) -> str:
     """What names a variable of the environment is no secret, and a resumed run needs it."""
-    is_name = match["value"].strip("\"'") in os.environ
-    return match[0] if is_name else match["name"] + HIDDEN
+    value = match["value"].strip("\"'")
+    is_harmless = value in os.environ or HIDDEN.startswith(value)
+    return match[0] if is_harmless else match["name"] + HIDDEN
 
 
 def redact_mapping(flat: Mapping[str, Any]) -> dict[str, Any]:
