@@ -20,7 +20,12 @@ def launch(folder: Path, device: str, **environment: str) -> list[dict[str, Any]
     hidden = {} if device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
     subprocess.run(
         [sys.executable, str(ROOT / "tests" / "launched_run.py"), str(folder)],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **hidden, **environment},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path]),
+            **hidden,
+            **environment,
+        },
         check=True,
         capture_output=True,
         text=True,
