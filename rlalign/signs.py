@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlalign.sections import AuditSection, WarningName
-from rlalign.symptoms import Row, commonest, opening, phrases
+from rlalign.symptoms import Row, commonest, opening, phrases, spaced
 
 SURE = 4.0  # standard errors by which a mean must have moved
 
@@ -94,10 +94,10 @@ def shared(
     line, now, start = vars(section)[key], _mean(recent, key), first[0][key]
     if line is None or now is None:
         return None
-    texts = [str(row["response"]) for row in rows]
+    texts = [str(rows[i]["response"]) for i in spaced(len(rows))]
     what = {
-        "repeated-phrase": f'hold one phrase, now "{commonest(map(phrases, texts))[1]}",',
-        "same-opening": f'begin alike, now by "{commonest(map(opening, texts))[1]}",',
+        "repeated-phrase": f'hold one phrase, now "{commonest(texts, phrases)[1]}",',
+        "same-opening": f'begin alike, now by "{commonest(texts, opening)[1]}",',
         "duplicates": "repeat another",
     }[name]
     text = f"{now:.0%} of the responses {what} over {_span(recent)}, {start:.0%} at the start"

@@ -10,21 +10,24 @@ from typing import Any
 
 import numpy as np
 
-from rlalign.metrics import WORD, distinct_n
+from rlalign.metrics import distinct_n, words_of
 
+MOST = 256  # responses whose words are counted: more cost time, and tell nothing new
 PHRASE = 3  # words of a phrase and of an opening
 ROUNDING = 1e-3  # nats: a KL that spreads less is that of a policy that has not moved
 
 Row = Mapping[str, Any]
+Words = tuple[str, ...]
 Paid = Mapping[str, Callable[[float], float]]  # by reward: what a value adds to the score
 
 
 def batch_numbers(rows: Sequence[Row], paid: Paid) -> dict[str, float]:
     """The audit's metrics of B samples, without their prefix; absent where there is no number.
 
-    `paid` names the rewards. Correlations are Spearman's, -1 to 1; shares and distinct-n 0 to 1.
+    `paid` names the rewards. Correlations are Spearman's, -1 to 1; shares and distinct-n, over at
+    most 256 of the samples, 0 to 1.
     """
-    texts = [str(row["response"]) for row in rows]
+    texts = [str(rows[i]["response"]) for i in spaced(len(rows))]
     lengths = [float(row["length"]) for row in rows]
     kl = [float(row["kl"]) for row in rows]
     if max(kl, default=0.0) - min(kl, default=0.0) < ROUNDING:
@@ -37,8 +40,8 @@ def batch_numbers(rows: Sequence[Row], paid: Paid) -> dict[str, float]:
         found[f"reward/{name}/length"] = spearman(values, lengths)
         found[f"reward/{name}/kl"] = spearman(values, kl)
         found[f"reward/{name}/rest"] = spearman(values, rest)
-    found["phrase_share"] = commonest(phrases(text) for text in texts)[0]
-    found["opening_share"] = commonest(opening(text) for text in texts)[0]
+    found["phrase_share"] = commonest(texts, phrases)[0]
+    found["opening_share"] = commonest(texts, opening)[0]
     found["duplicates"] = duplicates(texts)
     found["distinct1"], found["distinct2"] = distinct_n(texts, 1), distinct_n(texts, 2)
     return {name: value for name, value in found.items() if value is not None}
@@ -68,37 +71,35 @@ def _average_ranks(values: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def words(text: str) -> list[str]:
-    """Case-folded words, without punctuation."""
-    return WORD.findall(text.casefold())
+def spaced(size: int) -> range:
+    """Indices of at most 256 evenly spaced samples: of every process, prompts in turn."""
+    return range(0, size, -(-size // MOST) or 1)
 
 
-def phrases(text: str) -> set[str]:
-    """Every phrase of three words in a text, each once."""
-    found = words(text)
-    return {" ".join(found[i : i + PHRASE]) for i in range(len(found) - PHRASE + 1)}
+def phrases(words: Words) -> set[Words]:
+    """Every phrase of three words, each once."""
+    return set(zip(*(words[start:] for start in range(PHRASE)), strict=False))
 
 
-def opening(text: str) -> set[str]:
-    """A text's first three words, or all that it has; nothing of a text without words."""
-    first = " ".join(words(text)[:PHRASE])
-    return {first} if first else set()
+def opening(words: Words) -> set[Words]:
+    """The first three words, or all that there are; nothing of a text without words."""
+    return {words[:PHRASE]} if words else set()
 
 
-def commonest(items_of_texts: Any) -> tuple[float, str]:
-    """The largest share of texts that hold one and the same item, and the item.
+def commonest(
+    texts: Sequence[str], items_of: Callable[[Words], set[Words]]
+) -> tuple[float, str, list[bool]]:
+    """The largest share of texts that hold the same item, the item, and which texts hold it.
 
-    (0, "") where no two texts share one; of equally frequent items the first by the alphabet.
+    (0, "", none) where no two share one; of equally frequent items the first by the alphabet.
     """
-    counts: Counter[str] = Counter()
-    size = 0
-    for items in items_of_texts:
-        counts.update(items)
-        size += 1
-    if not counts:
-        return 0.0, ""
-    item, count = min(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    return (count / size, item) if count > 1 else (0.0, "")
+    items = [items_of(words_of(text)) for text in texts]
+    counts = Counter(item for each in items for item in each)
+    most = max(counts.values(), default=0)
+    if most < 2:
+        return 0.0, "", [False] * len(texts)
+    found = min(item for item, count in counts.items() if count == most)
+    return most / len(texts), " ".join(found), [found in each for each in items]
 
 
 def duplicates(texts: Sequence[str]) -> float:
@@ -110,22 +111,22 @@ def marked(rows: Sequence[Row], names: Sequence[str], top: int) -> list[dict[str
     """The rows, with `top`, `phrase` and `opening` where there is something to say.
 
     `top` lists the rewards, and `score`, by which a response is among the highest `top` different
-    ones; `phrase` and `opening` are the batch's commonest, on the rows that hold them.
+    ones; `phrase` and `opening` are the batch's commonest, on those rows that hold them of the at
+    most 256 whose words are counted.
     """
     best: dict[int, list[str]] = {}
     for name in ("score", *names):
         for i in _highest(rows, name, top):
             best.setdefault(i, []).append(name)
-    texts = [str(row["response"]) for row in rows]
-    phrase = commonest(phrases(text) for text in texts)[1]
-    start = commonest(opening(text) for text in texts)[1]
+    looked_at = spaced(len(rows))
+    texts = [str(rows[i]["response"]) for i in looked_at]
+    shared = {"phrase": commonest(texts, phrases), "opening": commonest(texts, opening)}
     made = []
     for i, row in enumerate(rows):
         marks: dict[str, Any] = {"top": best[i]} if i in best else {}
-        if phrase and phrase in phrases(texts[i]):
-            marks["phrase"] = phrase
-        if start and start in opening(texts[i]):
-            marks["opening"] = start
+        if i in looked_at:
+            at = looked_at.index(i)
+            marks |= {key: item for key, (_, item, holds) in shared.items() if holds[at]}
         made.append({**row, **marks})
     return made
 

@@ -26,6 +26,7 @@ from rlalign.symptoms import (
     moments,
     opening,
     phrases,
+    spaced,
     spearman,
 )
 
@@ -90,10 +91,12 @@ def test_a_correlation_that_cannot_be_is_absent():
 
 def test_the_commonest_phrase_counts_a_text_once():
     texts = ["The moon, the moon! The moon the", "oh the moon the", "a b"]
-    assert commonest(map(phrases, texts)) == (2 / 3, "the moon the")
-    assert commonest(map(phrases, ["a b c", "d e f"])) == (0.0, "")
-    assert commonest(map(opening, ["Is a star.", "is a STAR now", "", "Is"])) == (0.5, "is a star")
-    assert commonest([]) == (0.0, "")
+    assert commonest(texts, phrases) == (2 / 3, "the moon the", [True, True, False])
+    assert commonest(["a b c", "d e f"], phrases) == (0.0, "", [False, False])
+    assert commonest(["b c d a b c", "d e f a b c", "d e f"], phrases)[:2] == (2 / 3, "a b c")
+    starts = ["Is a star.", "is a STAR now", "", "Is"]
+    assert commonest(starts, opening) == (0.5, "is a star", [True, True, False, False])
+    assert commonest([], phrases) == (0.0, "", [])
 
 
 def test_duplicates_are_what_repeats_an_earlier_text():
@@ -171,6 +174,15 @@ def test_the_commonest_phrase_and_opening_stand_on_the_rows_that_hold_them():
     made = marked(rows, [], 3)
     assert [r.get("opening") for r in made] == ["oh the big", "oh the big", None]
     assert [r.get("phrase") for r in made] == ["oh the big", "oh the big", None]
+
+
+def test_the_words_of_at_most_256_samples_are_counted():
+    assert list(spaced(3)) == [0, 1, 2] and list(spaced(0)) == []
+    assert len(spaced(256)) == 256 and list(spaced(257))[:3] == [0, 2, 4]
+    rows = [row("a b c" if i % 4 == 0 else f"w{i} x{i} y{i}", float(i)) for i in range(1024)]
+    assert batch_numbers(rows, {})["phrase_share"] == 1.0  # every fourth is looked at
+    made = marked(rows, [], 1)
+    assert sum("phrase" in r for r in made) == 256 and made[-1]["top"] == ["score"]
 
 
 # -- warnings -------------------------------------------------------------------------------------
@@ -407,8 +419,7 @@ def test_the_file_of_samples_holds_what_the_numbers_were_made_of(stopped):
     rows = [json.loads(line) for line in (stopped / "samples.jsonl").read_text().splitlines()]
     for entry in metrics(stopped)[1:]:
         batch = [r for r in rows if (r["iteration"], r["split"]) == (entry["iteration"], "train")]
-        entries = parse_entries({"long": {"kind": "lexical.diversity"}})  # for its weight of 1
-        numbers = batch_numbers(batch, paid(entries, None))
+        numbers = batch_numbers(batch, {"long": float})
         assert {f"audit/{name}": value for name, value in numbers.items()}.items() <= entry.items()
         best = [r for r in batch if "long" in r.get("top", [])]
         assert 1 <= len(best) <= 3 and max(r["score"] for r in batch) in {r["score"] for r in best}
