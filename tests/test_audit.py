@@ -12,7 +12,7 @@ import pytest
 from test_resume import metrics, run
 
 from rewards.compose import parse_entries
-from rlalign import signs
+from rlalign import ppo, signs
 from rlalign.algorithms.ppo import PPORun
 from rlalign.audit import ADVICE, Audit, check_judges, paid
 from rlalign.config import ConfigError, from_mapping
@@ -408,6 +408,23 @@ def test_a_run_stops_on_the_warning_that_it_is_told_to_stop_on(stopped):
     assert said["message"].startswith("length-driven from iteration 4 on: score and length")
     assert said["warnings"][0]["name"] == "length-driven" and said["warnings"][0]["ended"] is None
     assert "length-driven from iteration 4" in (stopped / "model/README.md").read_text()
+
+
+def test_a_launched_run_that_stops_exits_with_6(tmp_path, capfd):
+    settings = [
+        "--model.name=glass-tiny",
+        "--model.dtype=float32",
+        "--rewards.x.kind=lexical.word_rate",
+    ]
+    settings += ["--rewards.x.words=the", "--rewards.light=null", "--rewards.space=null"]
+    settings += ["--rewards.cheerful=null", "--rewards.length=null", "--rewards.ending=null"]
+    settings += ["--rewards.judge=null", "--sampling.max_new_tokens=4", "--train.samples=64"]
+    settings += ["--eval.every=0", "--train.threads=1", f"--run.dir={tmp_path}", "--trackers=[]"]
+    settings += ["--audit.window=1", "--audit.kl_per_token=1e-6", "--audit.stop=far-from-reference"]
+    assert ppo.main([*settings, "--run.name=a"]) == 6
+    shown = capfd.readouterr()
+    assert "far-from-reference from iteration 2 on" in shown.err.strip().splitlines()[-1]
+    assert "far-from-reference from iteration 2" in " ".join(shown.out.split())  # at the end
 
 
 def test_the_last_line_says_how_to_go_on():
