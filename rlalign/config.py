@@ -228,3 +228,22 @@ def _flatten(value: Any, prefix: str) -> Iterator[tuple[str, Scalar]]:
             yield prefix + key, json.dumps(item, ensure_ascii=False)
         elif item is not None:
             yield prefix + key, item
+
+
+def changed_settings(config: RunConfig, file: Path) -> list[str]:
+    """Settings that differ from a saved configuration's; none where there is no such file.
+
+    A run's name and length may change when it goes on, so those do not count.
+    """
+    if not file.is_file():
+        return []
+    try:
+        begun = to_flat(from_mapping(type(config), file, rewards_given=True))
+    except ConfigError:
+        begun = {}
+    now = to_flat(config)
+    return sorted(
+        key
+        for key in begun.keys() | now.keys()
+        if begun.get(key) != now.get(key) and not key.startswith(("run.", "train.iterations"))
+    )

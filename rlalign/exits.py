@@ -19,6 +19,10 @@ class Preempted(Exception):
     """The run was asked to stop, and saved itself first."""
 
 
+class AuditStop(Exception):
+    """A warning of the audit ended the run, which finished and saved itself first."""
+
+
 class DivergedError(RuntimeError):
     """The gradient stopped being finite, step after step."""
 
@@ -30,19 +34,25 @@ OURS = (
     RewardError,
     CheckpointError,
     Preempted,
+    AuditStop,
     DivergedError,
     KeyboardInterrupt,
 )
 
 
 def exit_code(error: BaseException) -> int:
-    """0 done, 2 configuration, 3 checkpoint, 4 resources, 5 reward, 143 pre-empted, 130 by hand."""
+    """0 done, 2 configuration, 3 checkpoint, 4 resources, 5 reward, 6 audit; 130 by hand, 143 told.
+
+    6 and 143 come after a clean save.
+    """
     if isinstance(error, ConfigError | RewardConfigError):
         return 2
     if isinstance(error, CheckpointError):
         return 3
     if isinstance(error, RewardError):
         return 5
+    if isinstance(error, AuditStop):
+        return 6
     if isinstance(error, Preempted):
         return 143
     if isinstance(error, KeyboardInterrupt):
@@ -85,6 +95,10 @@ def last_line(error: BaseException) -> str:
         )
     if isinstance(error, Preempted):
         return f"{error}; go on with --run.resume=auto and the same --run.name"
+    if isinstance(error, AuditStop):
+        return (
+            f"audit.stop: {error}; the model is saved; go on with --run.resume=auto --audit.stop=[]"
+        )
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; a named run goes on from its last checkpoint with --run.resume=auto"
     return str(error) or type(error).__name__

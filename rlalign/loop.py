@@ -5,11 +5,12 @@ import math
 import signal
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from rlalign.audit import Audit
 from rlalign.checkpoint import (
     best,
     load_checkpoint,
@@ -18,9 +19,9 @@ from rlalign.checkpoint import (
     rewind,
     save_checkpoint,
 )
-from rlalign.config import ConfigError, from_mapping, resolved_yaml, to_flat
+from rlalign.config import ConfigError, changed_settings, resolved_yaml, to_flat
 from rlalign.evaluate import Evaluation, evaluate, sample_rows
-from rlalign.exits import Preempted, exit_code
+from rlalign.exits import AuditStop, Preempted, exit_code
 from rlalign.metrics import peak_memory_mb
 from rlalign.redact import redact_text
 from rlalign.report.card import GIVEN_PROMPTS, name_of_given, write_model_card
@@ -30,6 +31,7 @@ from rlalign.runs import RunFolder, command_line, open_run
 from rlalign.saving import restore_training, save_model, training_state
 from rlalign.scoring import rollout_stats
 from rlalign.session import Session
+from rlalign.symptoms import marked
 from rlalign.tracking import Trackers, build_trackers
 from rlalign.trainer import Clock, Trainer
 from rlalign.types import ScoredRollout
@@ -45,6 +47,7 @@ class Result:
     trainer: Trainer
     before: Evaluation | None  # the reference on the held-out prompts
     after: Evaluation | None  # the policy on the same prompts with the same random numbers
+    stopped: str | None = None  # the warning that ended it early, as `audit.stop` asks
 
 
 def train(trainer: Trainer, stem: str = "run", quiet: bool = False) -> Result:
@@ -55,7 +58,7 @@ def train(trainer: Trainer, stem: str = "run", quiet: bool = False) -> Result:
     except BaseException as error:
         run.failed(error)
         raise
-    run.done()
+    run.done(result.stopped)
     return result
 
 
@@ -85,6 +88,8 @@ class _Run:
         self.is_begun = False  # whether run.json speaks of this call
         self.before: Evaluation | None = None
         self.after: Evaluation | None = None
+        rewards = session.reward_set.entries
+        self.audit = Audit(session.config.audit, rewards, session.config.train.samples)
         self.view = LiveView(
             session.config.train.iterations,
             list(session.reward_set.names),
@@ -109,14 +114,16 @@ class _Run:
                     self.view.samples(self.before.rows)  # a resumed run has shown them before
                 else:
                     self._record({"iteration": 0, "samples": 0}, [], self.before)
-            while trainer.iteration < config.train.iterations:
-                self._iterate()
+            is_over = trainer.iteration >= config.train.iterations
+            while not is_over:
+                is_over = self._iterate()
             return self._finish()
         finally:
             if previous is not None:
                 signal.signal(signal.SIGTERM, previous)
 
-    def _iterate(self) -> None:
+    def _iterate(self) -> bool:
+        """One iteration; whether it was the last."""
         config, trainer, ranks = self.session.config, self.trainer, self.session.ranks
         clock, start = Clock(), time.perf_counter()
         with clock("generate"):
@@ -130,31 +137,48 @@ class _Run:
         row["time/total"] = time.perf_counter() - start
         row["tokens_per_second"] = row["tokens"] / row["time/total"]
         row["memory/peak_mb"] = peak_memory_mb()
-        rows = sample_rows(self.session.reward_set.names, scored, trainer.objective.last_kl)
-        evaluation = self._evaluate_if_due()
-        self._record(row, rows, evaluation)
-        self._save_if_due(evaluation)
+        names = self.session.reward_set.names
+        rows = ranks.gather(sample_rows(names, scored, trainer.objective.last_kl))
+        row |= self._look(rows)
+        is_last = trainer.iteration >= config.train.iterations or bool(self.audit.stopping)
+        evaluation = self._evaluate_if_due(is_last)
+        self._record(row, marked(rows, names, config.audit.top), evaluation)
+        self._save_if_due(evaluation, is_last)
         if ranks.any(self.stop_requested):
             self._save()
             raise Preempted(
                 f"stopped after iteration {trainer.iteration} of {config.train.iterations}"
             )
+        return is_last
+
+    def _look(self, rows: list[dict[str, Any]]) -> dict[str, float]:
+        """Audit an iteration's samples, and say which warnings begin and end."""
+        before, iteration = list(self.audit.warned), self.trainer.iteration
+        stats = self.audit.look(rows, iteration)
+        if self.is_main and self.audit.warned != before:
+            for warned in self.audit.warned:
+                if warned.began == iteration:
+                    logger.warning("audit: %s", warned)
+                elif warned.ended == iteration:
+                    logger.info("audit: %s is over", warned.name)
+            self.folder.write_run_json({"warnings": [asdict(each) for each in self.audit.warned]})
+        return stats
 
     def _rollout_stats(self, scored: ScoredRollout) -> dict[str, float]:
         skipping = [e.name for e in self.session.reward_set.entries if e.on_error != "raise"]
         names, ranks = self.session.reward_set.names, self.session.ranks
         return rollout_stats(scored, names, skipping, ranks.sum)
 
-    def _evaluate_if_due(self) -> Evaluation | None:
-        config, iteration = self.session.config, self.trainer.iteration
-        every = config.eval.every
-        if not every or (iteration % every and iteration != config.train.iterations):
+    def _evaluate_if_due(self, is_last: bool) -> Evaluation | None:
+        every = self.session.config.eval.every
+        if not every or (self.trainer.iteration % every and not is_last):
             return None
         self.after = evaluate(self.session, self.coef)
         return self.after
 
     def _finish(self) -> Result:
         folder, config = self.folder, self.session.config
+        warned = [str(each) for each in self.audit.warned]
         if config.eval.every and self.after is None:
             self.after = evaluate(self.session, self.coef)  # resumed at its end
         self.session.ranks.wait()
@@ -171,11 +195,13 @@ class _Run:
                 base=name_of_given(self.session.policy.lm) if self.session.given_lm else None,
                 prompts=GIVEN_PROMPTS if self.session.given_prompts else None,
                 caveats=self.trainer.objective.warnings,
+                audit=warned,
             )
             self._draw()
-            self.view.final(folder, self.before, self.after)
+            self.view.final(folder, self.before, self.after, warned)
         self.session.ranks.wait()
-        return Result(folder.path, self.trainer, self.before, self.after)
+        stopped = next((str(each) for each in self.audit.stopping), None)
+        return Result(folder.path, self.trainer, self.before, self.after, stopped)
 
     def _draw(self) -> None:
         try:
@@ -205,20 +231,7 @@ class _Run:
 
     def _warn_of_changes(self) -> None:
         """Say which settings differ from those that the folder's run was begun with."""
-        config, file = self.session.config, self.folder.config_yaml
-        if not file.is_file():
-            return
-        try:
-            begun = to_flat(from_mapping(type(config), file, rewards_given=True))
-        except ConfigError:
-            begun = {}
-        now = to_flat(config)
-        changed = sorted(
-            key
-            for key in begun.keys() | now.keys()
-            if begun.get(key) != now.get(key) and not key.startswith(("run.", "train.iterations"))
-        )
-        if changed:
+        if changed := changed_settings(self.session.config, self.folder.config_yaml):
             logger.warning("resumed with other settings than before: %s", ", ".join(changed))
 
     def _record(
@@ -241,7 +254,7 @@ class _Run:
         if evaluation is not None:
             self.view.samples(evaluation.rows)
 
-    def _save_if_due(self, evaluation: Evaluation | None) -> None:
+    def _save_if_due(self, evaluation: Evaluation | None, is_last: bool) -> None:
         config, iteration = self.session.config, self.trainer.iteration
         metric = config.checkpoint.best
         value = evaluation.stats.get(metric) if evaluation and metric else None
@@ -253,7 +266,7 @@ class _Run:
             )
         is_best = value is not None and math.isfinite(value) and self._beats_best(metric, value)
         every = config.checkpoint.every
-        is_due = (every and iteration % every == 0) or iteration == config.train.iterations
+        is_due = (every and iteration % every == 0) or is_last
         if not (is_due or is_best):
             return
         path = self._save()
@@ -273,6 +286,7 @@ class _Run:
 
     def _save(self) -> Path | None:
         tensors, state = training_state(self.trainer)
+        state["audit"] = self.audit.state_dict()
         path = None
         if self.is_main:
             keep = self.session.config.checkpoint.keep
@@ -295,7 +309,10 @@ class _Run:
         if not path:
             logger.info("%s has no checkpoint yet: starting fresh", self.folder.path)
             return
-        restore_training(self.trainer, load_checkpoint(Path(path)))
+        checkpoint = load_checkpoint(Path(path))
+        restore_training(self.trainer, checkpoint)
+        if "audit" in checkpoint.state:  # else it is older than the audit, which begins here
+            self.audit.load_state_dict(checkpoint.state["audit"])
         if self.session.ranks.is_main:
             # Later checkpoints belong to a future that this run has left.
             rewind(self.folder.checkpoints, self.trainer.iteration)
@@ -307,10 +324,12 @@ class _Run:
         self.stop_requested = True
         logger.warning("SIGTERM: saving after this iteration, then stopping")
 
-    def done(self) -> None:
+    def done(self, stopped: str | None) -> None:
         # run.json first: W&B reads from it how the run ended.
-        if self.is_main:
+        if self.is_main and stopped is None:
             self.folder.finish("done", 0)
+        elif self.is_main:
+            self.folder.finish("stopped", exit_code(AuditStop()), stopped)
         if self.trackers is not None:
             self.trackers.close()
 

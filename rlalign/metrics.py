@@ -5,6 +5,7 @@ import re
 import resource
 import sys
 from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -28,11 +29,17 @@ def distinct_n(texts: Sequence[str], n: int, count: int | None = None) -> float:
     seen: set[tuple[str, ...]] = set()
     total = 0
     for text in texts[:count]:
-        words = WORD.findall(text.casefold())
+        words = words_of(text)
         grams = list(zip(*(words[start:] for start in range(n)), strict=False))
         seen.update(grams)
         total += len(grams)
     return len(seen) / total if total else 0.0
+
+
+@lru_cache(maxsize=8192)  # several numbers of a batch count the same words
+def words_of(text: str) -> tuple[str, ...]:
+    """Case-folded words, without punctuation."""
+    return tuple(WORD.findall(text.casefold()))
 
 
 def mean_and_se(values: Sequence[float]) -> tuple[float, float]:

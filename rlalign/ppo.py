@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from rlalign.algorithms.ppo import PPO, PPORun
 from rlalign.config import load_config
-from rlalign.exits import run_safely
+from rlalign.exits import AuditStop, run_safely
 from rlalign.loop import train
 from rlalign.ranks import die_with_launcher
 from rlalign.runs import check_run
@@ -27,8 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_run(config.run)
         with Session(config) as session:
             trainer = Trainer(session, objective)
-            train(trainer, stem=config_stem(arguments, QUICKSTART))
+            result = train(trainer, stem=config_stem(arguments, QUICKSTART))
         session.ranks.close()
+        if result.stopped is not None:
+            raise AuditStop(result.stopped)
 
     die_with_launcher()
     quiet_libraries()

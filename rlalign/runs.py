@@ -27,7 +27,7 @@ _HELD = (
     "run.name={name!r}: {path} holds a run already; give --run.resume=auto to go on with it, "
     "or another --run.name"
 )
-Status = Literal["running", "done", "failed", "preempted"]
+Status = Literal["running", "done", "stopped", "failed", "preempted"]
 _WRITING = threading.Lock()
 PACKAGES = ("rlalign", "torch", "transformers", "trl", "accelerate", "peft")
 

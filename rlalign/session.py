@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from rewards import classifiers
 from rewards.compose import RewardSet, parse_entries
+from rlalign.audit import check_judges
 from rlalign.config import ConfigError
 from rlalign.generation import DecodeEngine
 from rlalign.models import build_policy, check_tokenizer, load_tokenizer, locate
@@ -61,6 +62,7 @@ class Session:
         self.reward_set = RewardSet(parse_entries(config.rewards), extra=list(rewards))
         if not any(self.reward_set.weights):
             logger.warning("every reward has weight 0: only the KL to the reference is optimised")
+        check_judges(config.audit, self.reward_set.names)
         for prompts_of in (self.prompts, self.eval_prompts):
             self.reward_set.check(prompts_of.texts, prompts_of.columns)
         self.reward_set.probe(

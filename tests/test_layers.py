@@ -15,7 +15,9 @@ LAYERS = [
     | {"masking", "logprobs", "kl", "gae", "running", "files", "terminal", "redact", "startup"},
     {"prompts", "policy", "models", "ranks", "checkpoint", "metrics", "runs", "tracking"}
     | {"wandb_tracker"},
-    {"generation", "scoring"},
+    {"generation", "scoring", "symptoms"},
+    {"signs"},
+    {"audit"},
     {"algorithms.ppo"},
     {"session"},
     {"exits", "trainer"},

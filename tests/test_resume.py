@@ -20,6 +20,7 @@ from rlalign.algorithms.ppo import PPO, PPORun
 from rlalign.checkpoint import CheckpointError, best
 from rlalign.config import from_mapping
 from rlalign.session import Session
+from rlalign.symptoms import batch_numbers
 from rlalign.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -196,6 +197,13 @@ def test_two_processes_resume_to_the_same_metrics(tmp_path: Path) -> None:
     unbroken, resumed = tmp_path / "unbroken/a", tmp_path / "broken/a"
     assert json.loads((resumed / "run.json").read_text())["world_size"] == 2
     assert metrics(resumed) == metrics(unbroken)
+    # Both ranks' samples are in the file, and are what one process would have audited.
+    rows = [json.loads(line) for line in (unbroken / "samples.jsonl").read_text().splitlines()]
+    for entry in metrics(unbroken)[1:]:
+        at = (entry["iteration"], "train")
+        batch = [row for row in rows if (row["iteration"], row["split"]) == at]
+        audited = {f"audit/{k}": v for k, v in batch_numbers(batch, {"sparse": float}).items()}
+        assert len(batch) == 16 and audited.items() <= entry.items()
     one, other = final_state(resumed), final_state(unbroken)
     assert all(torch.equal(one[name], other[name]) for name in one)
 

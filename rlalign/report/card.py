@@ -37,13 +37,15 @@ def write_model_card(
     base: str | None = None,
     prompts: str | None = None,
     caveats: Sequence[str] = (),
+    audit: Sequence[str] = (),
 ) -> Path:
     """Write `folder/README.md`, a Hugging Face model card in Markdown.
 
     `kl_coef` is where the coefficient ended, if it was adapted; `functions` names the rewards that
     were given as Python functions. `base` and `prompts` say what to call the base model and the
     prompts where they are not those that the configuration names. `caveats` are the objective's
-    warnings. Text that people or models wrote is escaped, so that none of it acts on the page.
+    warnings, `audit` those of the audit. Text that people or models wrote is escaped, so that none
+    of it acts on the page.
     """
     # A given model may bring its own adapter, so what was saved decides, not the setting alone.
     is_adapter = config.model.lora is not None or (folder / "adapter_config.json").is_file()
@@ -56,6 +58,12 @@ def write_model_card(
     ]
     if before is not None and after is not None:
         parts += [_results(before, after), _samples(before.rows, after.rows)]
+    if audit:
+        lines = "\n".join(f"- {escape_markdown(line)}" for line in audit)
+        parts.append(
+            "## Warnings\n\nSigns that a reward was hacked, which the training warned of:\n\n"
+            + lines
+        )
     parts.append(_how_to_load(config, name, is_adapter))
     path = folder / "README.md"
     write_atomically(path, "\n\n".join(parts) + "\n")

@@ -84,8 +84,14 @@ class LiveView:
                 self._lines = 0  # the header comes again, after the interruption
                 return
 
-    def final(self, folder: RunFolder, before: Evaluation | None, after: Evaluation | None) -> None:
-        """Samples before and after, the change in every number, and where everything lies."""
+    def final(
+        self,
+        folder: RunFolder,
+        before: Evaluation | None,
+        after: Evaluation | None,
+        warned: Sequence[str] = (),
+    ) -> None:
+        """Samples before and after, the change in every number, warnings, where everything lies."""
         if before is not None and after is not None:
             self._samples_at_the_end(before.rows, after.rows)
         self._print(Text())
@@ -93,6 +99,8 @@ class LiveView:
         if self._speeds:
             speed = _number(statistics.median(self._speeds))
             self._print(Text(f"\nspeed  {speed} tokens/s (median), {self._elapsed()} in all"))
+        for line in warned:
+            self._print(Text("\nwarning  ", style="bold yellow").append(visible(line), "default"))
         self._print(Text())
         self._where(folder)
 

@@ -57,33 +57,9 @@ already, is left out as a whole, with a warning that names both places.
 
 ## When rewards are hacked
 
-PPO finds the cheapest text that scores, and cheap is what the reference model finds likely. Where
-something else than you meant meets a reward, it will be found, sooner with a large weight, a small
-`kl.coef` and many iterations. Each reward below says how it is fooled, with a text that does it.
-The signs:
-
-- **The samples grow alike.** `eval/distinct2` falls, the same phrase stands at the same place in
-  many responses. Read `samples.jsonl` before the curves.
-- **`kl/ref` rises faster than the score**, or goes on rising after the score has levelled off.
-- **`length` runs** to 1 or to `sampling.max_new_tokens`: some reward pays for length, not the one
-  that you had in mind.
-- **A judge disagrees.** The score rises and another measure of the same thing does not.
-
-What helps, with what it costs:
-
-- **A judge**: a second reward for the same thing, of another make, with `weight: 0`. It is measured
-  and never optimised, so it stays honest. `style.sentiment` has two backends for this.
-- **A ceiling**: `clip: [0, 0.4]` in the entry stops paying where a good text already is. Above it
-  there is no slope, so put it where you would stop reading for more.
-- **Opponents**: a reward that the trick loses under. Rates and topics go with
-  `structure.repetition` and a least `structure.word_count`; endings and exclusions, which like
-  silence, with a least length; lists of words with `style.readability` or a classifier of yours.
-- **A higher `kl.coef`**: every trick costs KL. It costs the honest part of the reward, too.
-- **Held-out prompts**: `rlalign eval` scores prompts that were never trained on. It shows
-  over-fitting to prompts, not a hacked reward: a trick works on every prompt.
-
-None of these proves that a reward is sound. What the policy does is what the rewards, literally
-read, ask for.
+PPO finds the cheapest text that scores. Each reward below says how it is fooled, with a text that
+does it; [reward-hacking.md](reward-hacking.md) says how a run shows it, which warnings it gives,
+and what to do.
 
 ## What they cost
 
