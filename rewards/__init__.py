@@ -13,6 +13,7 @@ from rewards.registry import (
     kinds,
     load_file,
     reward,
+    trl_reward,
 )
 
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "structure",
     "style",
     "topic",
+    "trl_reward",
 ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, overload
 
-from rewards import schema
+from rewards import schema, trl_style
 from rewards.contract import RewardConfigError, described
 from rewards.schema import Description, nearest
 from rewards.spec import Bounds, RewardSpec, Signature, read, read_plain, source_of
@@ -64,6 +64,21 @@ def reward(
     return register
 
 
+def trl_reward(function: Target, /, name: str | None = None) -> Target:
+    """Register a function that is written for TRL as a kind; it comes back unchanged.
+
+    Needed for what a factory made, or for another name: a reward file's own functions with
+    `**kwargs` are kinds as they stand, under their names.
+    """
+    kind = name or str(getattr(function, "__name__", type(function).__name__))
+    if not _KIND.fullmatch(kind):
+        raise RewardConfigError(
+            f"reward kind {kind!r} ({source_of(function)}) must be dotted names"
+        )
+    _add(trl_style.spec_of(function, kind))
+    return function
+
+
 def add_combination(
     kind: str, joined: Callable[[Sequence[float]], float], parts: Any, example: Mapping[str, Any]
 ) -> None:
@@ -78,11 +93,13 @@ def from_function(function: Callable[..., Any]) -> RewardSpec:
     A plain function is never cached: nothing says that it is pure.
     """
     for spec in _specs.values():
-        if spec.target is function:
+        if function in (spec.target, getattr(spec.target, "__wrapped__", None)):
             return spec
     if not callable(function) or inspect.isclass(function):
         raise RewardConfigError(f"{function!r} is no reward function")
-    _refuse_async(function)
+    is_for_trl = trl_style.takes_everything(function)
+    if not is_for_trl:
+        _refuse_async(function)
     wrapped = function.func if isinstance(function, partial) else function
     name = getattr(wrapped, "__name__", type(wrapped).__name__)
     if not _KIND.fullmatch(name):
@@ -90,6 +107,8 @@ def from_function(function: Callable[..., Any]) -> RewardSpec:
             f"the reward function {name} ({source_of(function)}) has no name to log it under; "
             "write it with `def`"
         )
+    if is_for_trl:
+        return trl_style.spec_of(function, name)
     return RewardSpec(name, function, read_plain(function), None, None, cache=False)
 
 
@@ -151,10 +170,12 @@ def load_file(path: str | Path) -> str:
     sys.modules[module.__name__] = module  # so that its classes pickle, its source lines are found
     try:
         _run_file(module, code, path)
+        _add_trl_functions(module)
         new = frozenset(_specs) - before
         if not new:
             raise RewardConfigError(
-                f"reward file '{path}' defines no reward; put @reward(\"my.name\") above a function"
+                f"reward file '{path}' defines no reward; put @reward(\"my.name\") above a "
+                "function, or write one as for TRL, with `completions` and `**kwargs`"
             )
         for kind in new:
             _ = _specs[kind].adapter  # a type that cannot be checked shows here, not in the run
@@ -171,6 +192,17 @@ def load_file(path: str | Path) -> str:
 def defined_in(path: str | Path) -> list[str]:
     """The kinds that a loaded file defines, sorted."""
     return sorted(_files[Path(path).resolve()][1])
+
+
+def _add_trl_functions(module: ModuleType) -> None:
+    """The file's own functions that are written for TRL, each as the kind of its name."""
+    known = {getattr(spec.target, "__wrapped__", None) for spec in _specs.values()}
+    for name, value in list(vars(module).items()):
+        is_own = inspect.isfunction(value) and value.__module__ == module.__name__
+        if not is_own or name.startswith("_") or value in known:
+            continue
+        if trl_style.takes_everything(value) and trl_style.reads_samples(value):
+            _add(trl_style.spec_of(value, name))
 
 
 def _run_file(module: ModuleType, code: bytes, shown: str | Path) -> None:

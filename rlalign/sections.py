@@ -199,6 +199,26 @@ class CheckpointSection(Section):
     )
 
 
+class TRLSection(Section):
+    """What only TRL's trainers ask for (`launch/grpo.py`, `launch/rloo.py`); PPO reads none of it.
+
+    docs/trl.md says which of the other settings they share.
+    """
+
+    num_generations: int | None = Field(
+        None,
+        ge=2,
+        description="responses to a prompt, a group whose mean is the baseline; null: "
+        "sampling.samples_per_prompt where that is 2 or more, else the largest number up to 8 "
+        "that divides train.samples",
+    )
+    scale_rewards: Literal["none", "group", "batch"] = Field(
+        "none",
+        description="GRPO's division of the advantages by their standard deviation; it does not "
+        "divide the KL, so anything but none moves the optimum away from the target",
+    )
+
+
 class RunSection(Section):
     """The run's folder, and whether to go on from a checkpoint."""
 
@@ -231,6 +251,7 @@ class RunConfig(Section):
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     run: RunSection = RunSection()
+    trl: TRLSection = TRLSection()
     trackers: list[Literal["wandb", "tensorboard"]] = Field(
         ["wandb"], description="beside metrics.jsonl and samples.jsonl, which are always written"
     )
@@ -242,3 +263,8 @@ class RunConfig(Section):
     def minibatches(self) -> int:
         """Optimiser steps in a pass over an iteration's samples; algorithms say their own."""
         return 1
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Optimiser steps in an iteration, unless it is cut short; algorithms say their own."""
+        return self.minibatches

@@ -83,6 +83,10 @@ class PPORun(RunConfig):
     def minibatches(self) -> int:
         return self.ppo.minibatches
 
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.ppo.epochs * self.ppo.minibatches
+
 
 @dataclass(frozen=True)
 class PPOBatch:
