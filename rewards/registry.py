@@ -58,7 +58,7 @@ def reward(
         return reward(None)(name)
 
     def register(target: Target) -> Target:
-        _add(_spec(target, name or target.__name__, bounds, example, cache))
+        add_spec(_spec(target, name or target.__name__, bounds, example, cache))
         return target
 
     return register
@@ -75,7 +75,7 @@ def trl_reward(function: Target, /, name: str | None = None) -> Target:
         raise RewardConfigError(
             f"reward kind {kind!r} ({source_of(function)}) must be dotted names"
         )
-    _add(trl_style.spec_of(function, kind))
+    add_spec(trl_style.spec_of(function, kind))
     return function
 
 
@@ -84,7 +84,7 @@ def add_combination(
 ) -> None:
     """Register a kind that makes one number of its parts'; `parts` annotates their parameter."""
     signature = Signature({}, takes_all=True, annotations={"parts": parts}, defaults={})
-    _add(RewardSpec(kind, joined, signature, None, example, cache=False, joins=True))
+    add_spec(RewardSpec(kind, joined, signature, None, example, cache=False, joins=True))
 
 
 def from_function(function: Callable[..., Any]) -> RewardSpec:
@@ -202,7 +202,7 @@ def _add_trl_functions(module: ModuleType) -> None:
         if not is_own or name.startswith("_") or value in known:
             continue
         if trl_style.takes_everything(value) and trl_style.reads_samples(value):
-            _add(trl_style.spec_of(value, name))
+            add_spec(trl_style.spec_of(value, name))
 
 
 def _run_file(module: ModuleType, code: bytes, shown: str | Path) -> None:
@@ -262,7 +262,8 @@ def _refuse_async(target: Callable[..., Any]) -> None:
         )
 
 
-def _add(spec: RewardSpec) -> None:
+def add_spec(spec: RewardSpec) -> None:
+    """Register a spec; a kind that is there already is refused."""
     old = _specs.get(spec.kind)
     if old is not None and not _is_rerun_cell(old.target, spec.target):
         raise RewardConfigError(

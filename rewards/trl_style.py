@@ -83,6 +83,7 @@ class TRLFunction:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.__wrapped__ = function  # where `source_of` looks
+        self.__module__ = function.__module__
         self.is_async = is_async(function)
 
     def __call__(

@@ -15,6 +15,7 @@ FAMILIES = {
     "style": "how it is written",
     "topic": "what it is about",
     "combine": "several rewards as one",
+    "trl": "what comes with TRL",
 }
 
 
@@ -163,6 +164,45 @@ NOTES = {
         "There is no outer space in this text.",
         0.72,
     ),
+    "trl.accuracy_reward": Notes(
+        "mathematics",
+        "A guess is as good as a proof: where answers are few or small, guessing pays. Several "
+        "boxed answers are read as one of them.",
+        r"No reasons: \boxed{\frac{1}{3}}",
+        None,
+    ),
+    "trl.get_cosine_scaled_reward": Notes(
+        "mathematics",
+        "A long wrong answer costs less than a short one: where the answers are out of reach, "
+        "filling the response up is the optimum.",
+        "",
+        None,
+    ),
+    "trl.get_repetition_penalty_reward": Notes(
+        "words",
+        "Fewer tokens than an n-gram cost nothing, so the shortest response is safe, and so is one "
+        "that repeats with small changes.",
+        "",
+        None,
+    ),
+    "trl.get_soft_overlong_punishment": Notes(
+        "words",
+        "It asks for nothing but an end: an empty response has full marks.",
+        "",
+        None,
+    ),
+    "trl.reasoning_accuracy_reward": Notes(
+        "mathematics",
+        "The reasoning may be empty or wrong: only what stands behind the delimiter counts.",
+        "",
+        None,
+    ),
+    "trl.think_format_reward": Notes(
+        "words",
+        "The tags are all that it reads: a block with nothing in it has full marks.",
+        "<think></think>",
+        1.0,
+    ),
 }
 
 INTRODUCTION = """\
@@ -247,6 +287,7 @@ read, ask for.
 |---|---|---|
 | words | string operations, no model | thousands of texts a second or more, a few MB |
 | small model | a word list, or a linear classifier | thousands of texts a second, 200 MB |
+| mathematics | parsing and comparing with sympy | some hundred texts a second, 100 MB |
 | embedding | a sentence encoder of 22 million weights | tens of texts a second, 500 MB |
 | its parts | what they do | their sum |
 | your model | a forward pass of the model that you name | see `bench` |
