@@ -119,7 +119,8 @@ class Session:
     def _columns(self, prompts: PromptSet, responses: Sequence[str] = ()) -> dict[str, Any]:
         """What the rewards get beside prompts and responses (default: empty ones)."""
         texts = responses or [""] * len(prompts)
-        ids = [self.tokenizer(t, add_special_tokens=False)["input_ids"] if t else [] for t in texts]
+        quietly = {"add_special_tokens": False, "verbose": False}  # the context may be exceeded
+        ids = [self.tokenizer(text, **quietly)["input_ids"] if text else [] for text in texts]
         handed = context(ids, prompts.messages, self.trainer_state(0), Logged())
         return {**prompts.columns, **handed}
 

@@ -1,5 +1,6 @@
 """A TRL run's numbers in our form: metrics.jsonl and samples.jsonl as a PPO run writes them."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -113,7 +114,8 @@ def trl_stats(logs: Mapping[str, float], length: float, coef: float) -> dict[str
     """
     stats = {"kl/coef": coef}
     for key, value in logs.items():
+        number = math.nan if value is None else float(value)  # TRL's word for NaN is None, too
         if key == "kl":
-            stats["kl/ref"] = float(value) * length
-        stats[RENAMED.get(key, f"trl/{key}")] = float(value)
+            stats["kl/ref"] = number * length
+        stats[RENAMED.get(key, f"trl/{key}")] = number
     return stats

@@ -1,5 +1,6 @@
 """GRPO and RLOO by TRL's trainers, from the configuration of a PPO run and into the same folder."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -121,10 +122,15 @@ class _Run:
         with no_progress_bars():
             if config.eval.every:
                 self.before = evaluate(session, config.kl.coef, of_reference=True)
-                self._record({"iteration": 0, "samples": 0}, self._eval_rows(self.before, 0))
+                row = {"iteration": 0, "samples": 0} | self.before.stats
+                self._record(row, self._eval_rows(self.before, 0))
             recorder = Recorder(session, self._record)
             trainer = build_trainer(session, self.method, self.folder, recorder)
             trainer.train()
+            with contextlib.suppress(OSError):
+                (
+                    self.folder.path / "trl"
+                ).rmdir()  # TRL makes it; no checkpoint goes there
             take_over(session, trainer)
             after = evaluate(session, config.kl.coef) if config.eval.every else None
             last, rows = recorder.last, recorder.last_rows
@@ -235,7 +241,9 @@ def language_model(session: Session) -> nn.Module:
     lm = lm.float() if model.lora is None else lm
     # Whatever the model brings, such as a top-p or further ends, is no part of the run.
     lm.generation_config = GenerationConfig(  # type: ignore[assignment]
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=session.prompts.pad_id
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=session.prompts.pad_id,
     )
     return lm
 

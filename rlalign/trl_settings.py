@@ -113,7 +113,7 @@ ALWAYS = {
 
 
 def refuse(config: PPORun) -> None:
-    """Raise ConfigError for the settings that would be another run under TRL."""
+    """Raise ConfigError for settings that would be another run under TRL, and for uneven groups."""
     changed = dict(off_default(config))
     for rule in RULES:
         if rule.refused and rule.setting in changed:
@@ -121,6 +121,7 @@ def refuse(config: PPORun) -> None:
                 f"{rule.setting}={changed[rule.setting]!r} cannot be honoured by TRL's trainers: "
                 f"{rule.note}; leave it out"
             )
+    group_size(config)
 
 
 def warnings(config: PPORun, method: Method) -> list[str]:
