@@ -20,6 +20,7 @@ from rewards.spec import RewardSpec, Signature, read_plain, source_of
 
 CONTEXT = "trl_context"  # the column that carries, for each sample, its `Sampled`
 PROVIDED = ("completion_ids", "trainer_state", "log_extra", "log_metric")
+_MAKING = threading.Lock()
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -158,7 +159,9 @@ def wait_for(coroutine: Coroutine[Any, Any, object]) -> object:
 
     The same loop in every call: a client or a lock that a function keeps belongs to its loop.
     """
-    return asyncio.run_coroutine_threadsafe(coroutine, _loop()).result()
+    with _MAKING:  # each reward waits in a thread of its own, and the first two may come at once
+        loop = _loop()
+    return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
 
 
 @cache

@@ -15,7 +15,7 @@ from rlalign.trl_rewards import ScoredBatch
 
 Write = Callable[[Mapping[str, float], Sequence[Mapping[str, Any]]], None]
 # Keys of TRL's log that are ours under another name; the others are kept under trl/.
-RENAMED = {"entropy": "entropy", "learning_rate": "lr", "grad_norm": "trl/grad_norm"}
+RENAMED = {"entropy": "entropy"}
 
 
 class Recorder(TrainerCallback):
@@ -30,6 +30,7 @@ class Recorder(TrainerCallback):
         self._logged: list[Mapping[str, Sequence[float]]] = []
         self._failures: dict[str, int] = {}
         self._weights: Mapping[str, float] = {}
+        self._lr = math.nan
         self._start = time.perf_counter()
         self.last: dict[str, float] = {}
         self.last_rows: list[dict[str, Any]] = []
@@ -41,6 +42,11 @@ class Recorder(TrainerCallback):
         self._weights = batch.output.weights
         for name, count in batch.output.skipped.items():
             self._failures[name] = self._failures.get(name, 0) + count
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any
+    ) -> None:
+        self._lr = float(optimizer.param_groups[0]["lr"])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if "reward" not in (logs or {}):  # the summary at the end
@@ -56,6 +62,7 @@ class Recorder(TrainerCallback):
             row[f"reward/{name}/failed"] = float(sum(f.get(name, 0) for f in failures))
         row |= {f"reward/{name}/weight": weight for name, weight in self._weights.items()}
         row |= trl_stats(logs, row["length"], config.kl.coef)
+        row["lr"] = self._lr  # TRL logs the next step's
         row["optimizer_steps"] = state.global_step
         row["time/total"] = now - self._start
         row["tokens_per_second"] = row["tokens"] / row["time/total"]

@@ -128,9 +128,7 @@ class _Run:
             trainer = build_trainer(session, self.method, self.folder, recorder)
             trainer.train()
             with contextlib.suppress(OSError):
-                (
-                    self.folder.path / "trl"
-                ).rmdir()  # TRL makes it; no checkpoint goes there
+                (self.folder.path / "trl").rmdir()  # TRL makes it; no checkpoint goes there
             take_over(session, trainer)
             after = evaluate(session, config.kl.coef) if config.eval.every else None
             last, rows = recorder.last, recorder.last_rows

@@ -168,6 +168,7 @@ def written(tmp_path: Path, **changes: Any) -> Path:
         "rewards": REWARDS,
         "kl": {"coef": 0.05},
         "ppo": {"minibatches": 2, "lr": 5e-3, "epochs": 2},
+        "optim": {"schedule": "linear", "final_lr_fraction": 0.5, "warmup_iterations": 1},
         "train": {"iterations": 2, "samples": 8, "threads": 1},
         "eval": {"every": 10, "samples": 6},
         "run": {"dir": str(tmp_path / "runs")},
@@ -207,6 +208,7 @@ def test_one_yaml_gives_comparable_runs_under_ppo_grpo_and_rloo(three: dict[str,
         assert shared <= rows[-1].keys(), (name, shared - rows[-1].keys())
         assert {k: v for k, v in rows[0].items() if k.startswith("eval/")} == reference
         assert [row["samples"] for row in rows] == [0, 8, 16]
+        assert [row["lr"] for row in rows[1:]] == [2.5e-3, 5e-3]
         assert rows[-1]["optimizer_steps"] == 8  # 2 iterations x 2 epochs x 2 minibatches
         assert rows[-1]["eval/kl"] > 0.01, "nothing was learnt, or nothing of it saved"
 
