@@ -68,10 +68,11 @@ class Recorder(TrainerCallback):
         row["tokens_per_second"] = row["tokens"] / row["time/total"]
         row["memory/peak_mb"] = peak_memory_mb()
         self._rows, self._logged, self._failures, self._start = [], [], {}, now
-        if self.last:
-            self._write(self.last, self.last_rows)
-        self.last = row
-        self.last_rows = [{"iteration": iteration, "split": "train"} | r for r in rows]
+        rows = [{"iteration": iteration, "split": "train"} | r for r in rows]
+        if iteration < config.train.iterations:
+            self._write(row, rows)
+        else:
+            self.last, self.last_rows = row, rows
 
 
 def sample_rows(batch: ScoredBatch) -> list[dict[str, Any]]:

@@ -1,10 +1,12 @@
 import asyncio
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trl.rewards
+import yaml
 from transformers import TrainerState
 
 from rewards import RewardConfigError, RewardError, RewardSet, conformance, registry, trl_reward
@@ -197,6 +199,25 @@ def test_a_kind_of_trls_gives_trls_values(name: str):
     assert len(set(expected)) > 1
     if name in ("accuracy_reward", "reasoning_accuracy_reward"):
         assert logged.extra["x/gold_parsed"][0] != logged.extra["x/gold_parsed"][1]
+
+
+def test_the_functions_in_the_docs_are_rewards_as_they_stand(tmp_path: Path):
+    page = (Path(__file__).parents[2] / "docs" / "trl.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```(python|yaml)\n(.*?)```", page, re.DOTALL)
+    file = tmp_path / "my_trl_rewards.py"
+    file.write_text(next(code for _, code in blocks if code.startswith("# my_trl_rewards.py")))
+    registry.load_file(file)
+    exec(next(code for _, code in blocks if "trl_reward(" in code), {})
+    settings = yaml.safe_load(next(code for name, code in blocks if name == "yaml"))
+    assert settings["reward_files"] == [file.name]
+    entries = settings["rewards"] | {"made": {"kind": "my.overlong"}}
+    logged = Logged()
+    handed = context([[1] * 10, [1] * 20], (), None, logged)
+    output = RewardSet(parse_entries(entries))(["", ""], ["one two", "three"], handed)
+    assert output.values.tolist() == [[-0.5, 1.0, 0.0], [0.0, 1.0, 0.0]]
+    assert output.score.tolist() == [0.75, 1.0]
+    assert logged.metrics == {"short/longest": [20.0]}
+    assert logged.extra == {"judge/first_word": ["one", "three"]}
 
 
 def test_without_math_verify_the_setting_is_named(monkeypatch: pytest.MonkeyPatch):
