@@ -1,6 +1,6 @@
 """What a completion is worth: rewards by name, and everything that is needed to add one."""
 
-from rewards import combine, conformance, judge, lexical, remote, structure, style, topic
+from rewards import combine, conformance, judge, lexical, remote, structure, style, topic, trl
 from rewards.compose import RewardEntry, RewardOutput, RewardSet, parse_entries
 from rewards.contract import Failure, RewardConfigError, RewardError, Score, Span
 from rewards.entries import entries_json_schema
@@ -13,6 +13,7 @@ from rewards.registry import (
     kinds,
     load_file,
     reward,
+    trl_reward,
 )
 
 __all__ = [
@@ -42,4 +43,6 @@ __all__ = [
     "structure",
     "style",
     "topic",
+    "trl",
+    "trl_reward",
 ]

@@ -5,6 +5,7 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,9 +26,11 @@ from rewards.contract import (
     plain,
 )
 from rewards.entries import RewardEntry
+from rewards.frozen import frozen
 from rewards.isolation import DEADLINE, Foreign, Isolated, Worker
 from rewards.randomness import OwnRandomness
 from rewards.spec import RewardSpec
+from rewards.trl_style import TRLFunction
 
 Columns = Mapping[str, Sequence[Any]]
 Value = float | Score | None
@@ -155,7 +158,7 @@ class BuiltReward:
             if key is None or (key not in self._cache and key not in first):
                 wanted.append(i)
                 first.setdefault(key, i)
-        with self._randomness:
+        with nullcontext() if is_async(self) else self._randomness:
             fresh = dict(zip(wanted, self._compute(batch, wanted), strict=True))
         results: list[Result] = []
         for i, key in zip(rows, keys, strict=True):
@@ -288,6 +291,11 @@ def construct(
     """
     where = f"rewards.{entry.name}"
     try:
+        if entry.isolate and isinstance(spec.target, TRLFunction):
+            raise RewardConfigError(
+                "isolate=True is not for functions that are written for TRL: what they log would "
+                "stay in the worker; put @reward above it, or remove isolate"
+            )
         if entry.isolate:
             return Isolated(spec, params, entry.deadline or DEADLINE, worker)
         return spec.build(params)
@@ -297,6 +305,12 @@ def construct(
         raise RewardConfigError(
             f"{where} ({spec.kind}, {spec.source}) cannot be built: {described(error)}"
         ) from error
+
+
+def is_async(scorer: Scorer) -> bool:
+    """Whether it waits in a thread of its own, where it cannot have the generators for itself."""
+    target = scorer.spec.target if isinstance(scorer, BuiltReward) else None
+    return isinstance(target, TRLFunction) and target.is_async
 
 
 def label(entry: RewardEntry, spec: RewardSpec) -> str:
@@ -330,21 +344,3 @@ def _shown(returned: object) -> str:
     if isinstance(returned, Foreign):
         return f"{returned.type_name} {returned.shown}"
     return f"{type(returned).__name__} {brief(returned)}"
-
-
-def frozen(values: Sequence[Any]) -> Hashable:
-    """A hashable that is equal for equal values only, or None where there is no such thing."""
-    try:
-        return tuple(_frozen(value) for value in values)
-    except TypeError:
-        return None
-
-
-def _frozen(value: Any) -> Hashable:
-    if value is None or isinstance(value, str | bool | int | float):
-        return type(value), value  # 1, 1.0 and True are equal
-    if isinstance(value, list | tuple):
-        return type(value), tuple(_frozen(item) for item in value)
-    if isinstance(value, Mapping):
-        return dict, tuple((_frozen(k), _frozen(v)) for k, v in value.items())
-    raise TypeError

@@ -11,12 +11,12 @@ from rewards.calling import (
     Result,
     ValueCache,
     construct,
-    frozen,
     label,
     require,
 )
 from rewards.contract import RewardConfigError
 from rewards.entries import RewardEntry
+from rewards.frozen import frozen
 from rewards.isolation import Worker
 from rewards.spec import RewardSpec, column_of
 

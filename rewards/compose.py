@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewards import registry, schema
-from rewards.calling import BuiltReward, Columns, Scorer, Value, construct, values
+from rewards.calling import BuiltReward, Columns, Scorer, Value, construct
 from rewards.columns import PerPromptReward
 from rewards.combine import Combination
-from rewards.contract import RewardConfigError, RewardError, Score, Span
+from rewards.contract import RewardError, Score, Span
 from rewards.entries import Ramp, RewardEntry, check_names, parse_entries, parse_parts
+from rewards.randomness import OwnRandomness
 from rewards.spec import RewardSpec, column_of
+from rewards.together import values_of_all
 
 __all__ = ["RewardEntry", "RewardOutput", "RewardSet", "parse_entries"]
 
@@ -62,6 +64,7 @@ class RewardSet:
             spec = registry.from_function(function)
             pairs.append((RewardEntry(spec.kind.rpartition(".")[2], spec.kind), spec))
         check_names([entry.name for entry, _ in pairs])
+        self._randomness = OwnRandomness()  # of async rewards, which run at the same time
         self._rewards: list[Scorer] = []
         try:
             for entry, spec in pairs:
@@ -132,27 +135,6 @@ class RewardSet:
         self._score(given[:1], PROBE_TEXTS[:1], first, use_cache=False)
         return output
 
-    def as_trl(self, name: str) -> Callable[..., list[float | None]]:
-        """One reward for TRL's trainers, shaped but not weighed: `reward_weights` takes that."""
-        reward = next((r for r in self._rewards if r.entry.name == name), None)
-        if reward is None:
-            raise RewardConfigError(
-                f"no reward is named {name!r}; {schema.nearest(name, self.names, 'there are')}"
-            )
-        built = reward
-
-        def function(
-            prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
-        ) -> list[float | None]:
-            texts = [plain_text(item) for item in completions]
-            data = {"prompts": [plain_text(item) for item in prompts], "completions": texts}
-            full = {k: v for k, v in columns.items() if _is_column(v, len(texts))} | data
-            returned, _ = values(built, full)
-            return [None if value is None else built.entry.shaped(value) for value in returned]
-
-        function.__name__ = function.__qualname__ = name
-        return function
-
     def _score(
         self,
         prompts: Sequence[str],
@@ -171,9 +153,14 @@ class RewardSet:
         score = np.zeros(size)
         spans: list[list[Span]] = [[] for _ in range(size)]
         own_spans, skipped, weights = [], {}, {}
+        answers = (
+            values_of_all(self._rewards, data, self._randomness, use_cache=use_cache)
+            if size
+            else [([], 0)] * len(self._rewards)
+        )
         for column_index, reward in enumerate(self._rewards):
             entry, weight = reward.entry, reward.entry.weight_at(iteration)
-            returned, failed = values(reward, data, use_cache=use_cache) if size else ([], 0)
+            returned, failed = answers[column_index]
             own_spans.append(tuple(v.spans if isinstance(v, Score) else () for v in returned))
             if entry.on_error != "raise":
                 skipped[entry.name] = failed
@@ -228,14 +215,3 @@ def score_spans(entry: RewardEntry, value: Value, iteration: int | None = None) 
             spans.append(Span(span.start, span.end, weight * (after - before)))
         before = after
     return spans
-
-
-def plain_text(item: Any) -> str:
-    """A prompt or completion as text; of a conversation, the contents of its messages."""
-    if isinstance(item, str):
-        return item
-    return "\n".join(str(message.get("content") or "") for message in item)
-
-
-def _is_column(value: Any, size: int) -> bool:
-    return isinstance(value, list | tuple) and len(value) == size

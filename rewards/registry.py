@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, overload
 
-from rewards import schema
+from rewards import schema, trl_style
 from rewards.contract import RewardConfigError, described
 from rewards.schema import Description, nearest
 from rewards.spec import Bounds, RewardSpec, Signature, read, read_plain, source_of
@@ -58,10 +58,25 @@ def reward(
         return reward(None)(name)
 
     def register(target: Target) -> Target:
-        _add(_spec(target, name or target.__name__, bounds, example, cache))
+        add_spec(_spec(target, name or target.__name__, bounds, example, cache))
         return target
 
     return register
+
+
+def trl_reward(function: Target, /, name: str | None = None) -> Target:
+    """Register a function that is written for TRL as a kind; it comes back unchanged.
+
+    Needed for what a factory made, or for another name: a reward file's own functions with
+    `**kwargs` are kinds as they stand, under their names.
+    """
+    kind = name or str(getattr(function, "__name__", type(function).__name__))
+    if not _KIND.fullmatch(kind):
+        raise RewardConfigError(
+            f"reward kind {kind!r} ({source_of(function)}) must be dotted names"
+        )
+    add_spec(trl_style.spec_of(function, kind))
+    return function
 
 
 def add_combination(
@@ -69,7 +84,7 @@ def add_combination(
 ) -> None:
     """Register a kind that makes one number of its parts'; `parts` annotates their parameter."""
     signature = Signature({}, takes_all=True, annotations={"parts": parts}, defaults={})
-    _add(RewardSpec(kind, joined, signature, None, example, cache=False, joins=True))
+    add_spec(RewardSpec(kind, joined, signature, None, example, cache=False, joins=True))
 
 
 def from_function(function: Callable[..., Any]) -> RewardSpec:
@@ -78,11 +93,13 @@ def from_function(function: Callable[..., Any]) -> RewardSpec:
     A plain function is never cached: nothing says that it is pure.
     """
     for spec in _specs.values():
-        if spec.target is function:
+        if function in (spec.target, getattr(spec.target, "__wrapped__", None)):
             return spec
     if not callable(function) or inspect.isclass(function):
         raise RewardConfigError(f"{function!r} is no reward function")
-    _refuse_async(function)
+    is_for_trl = trl_style.takes_everything(function)
+    if not is_for_trl:
+        _refuse_async(function)
     wrapped = function.func if isinstance(function, partial) else function
     name = getattr(wrapped, "__name__", type(wrapped).__name__)
     if not _KIND.fullmatch(name):
@@ -90,6 +107,8 @@ def from_function(function: Callable[..., Any]) -> RewardSpec:
             f"the reward function {name} ({source_of(function)}) has no name to log it under; "
             "write it with `def`"
         )
+    if is_for_trl:
+        return trl_style.spec_of(function, name)
     return RewardSpec(name, function, read_plain(function), None, None, cache=False)
 
 
@@ -157,11 +176,12 @@ def load_code(file: Path, code: bytes, shown: str | Path | None = None) -> str:
     sys.modules[module.__name__] = module  # so that its classes pickle, its source lines are found
     try:
         _run_file(module, code, shown)
+        _add_trl_functions(module)
         new = frozenset(_specs) - before
         if not new:
             raise RewardConfigError(
-                f"reward file '{shown}' defines no reward; "
-                'put @reward("my.name") above a function'
+                f"reward file '{shown}' defines no reward; put @reward(\"my.name\") above a "
+                "function, or write one as for TRL, with `completions` and `**kwargs`"
             )
         for kind in new:
             _ = _specs[kind].adapter  # a type that cannot be checked shows here, not in the run
@@ -183,6 +203,17 @@ def defined_in(path: str | Path) -> list[str]:
 def file_of(kind: str) -> tuple[Path, bytes] | None:
     """The loaded reward file that defines a kind, and its code as it was then."""
     return next(((file, code) for file, (code, defined) in _files.items() if kind in defined), None)
+
+
+def _add_trl_functions(module: ModuleType) -> None:
+    """The file's own functions that are written for TRL, each as the kind of its name."""
+    known = {getattr(spec.target, "__wrapped__", None) for spec in _specs.values()}
+    for name, value in list(vars(module).items()):
+        is_own = inspect.isfunction(value) and value.__module__ == module.__name__
+        if not is_own or name.startswith("_") or value in known:
+            continue
+        if trl_style.takes_everything(value) and trl_style.reads_samples(value):
+            add_spec(trl_style.spec_of(value, name))
 
 
 def _run_file(module: ModuleType, code: bytes, shown: str | Path) -> None:
@@ -242,7 +273,8 @@ def _refuse_async(target: Callable[..., Any]) -> None:
         )
 
 
-def _add(spec: RewardSpec) -> None:
+def add_spec(spec: RewardSpec) -> None:
+    """Register a spec; a kind that is there already is refused."""
     old = _specs.get(spec.kind)
     if old is not None and not _is_rerun_cell(old.target, spec.target):
         raise RewardConfigError(

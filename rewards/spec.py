@@ -62,9 +62,10 @@ class RewardSpec:
 
     @property
     def doc(self) -> str:
-        if not (inspect.isfunction(self.target) or inspect.isclass(self.target)):
+        target = inspect.unwrap(self.target)
+        if not (inspect.isfunction(target) or inspect.isclass(target)):
             return ""  # an object's docstring is its class's
-        return inspect.cleandoc(self.target.__doc__ or "")
+        return inspect.cleandoc(target.__doc__ or "")
 
     @cached_property
     def adapter(self) -> TypeAdapter[Any]:
@@ -100,6 +101,7 @@ def column_of(value: object) -> str | None:
 
 def source_of(target: Callable[..., Any]) -> str:
     """`file:line` of a function or class, relative to the working directory or to its package."""
+    target = inspect.unwrap(target)
     try:
         file = inspect.getsourcefile(target)
         line = inspect.getsourcelines(target)[1]

@@ -11,8 +11,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 if TYPE_CHECKING:
     from rlalign.api import open_trainer, train
     from rlalign.problems import ConfigError
+    from rlalign.trl_rewards import trl_reward_funcs
 
-__all__ = ["ConfigError", "open_trainer", "train"]
+__all__ = ["ConfigError", "open_trainer", "train", "trl_reward_funcs"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,6 +22,10 @@ def __getattr__(name: str) -> Any:
         from rlalign import api
 
         return getattr(api, name)
+    if name == "trl_reward_funcs":
+        from rlalign.trl_rewards import trl_reward_funcs
+
+        return trl_reward_funcs
     if name == "ConfigError":
         from rlalign.problems import ConfigError
 

@@ -79,6 +79,28 @@ def ppo(context: typer.Context) -> None:
 
 
 @app.command(
+    context_settings=PASS_ON,
+    epilog="Example: rlalign grpo --config experiments/quickstart.yaml --trl.num_generations=16",
+)
+def grpo(context: typer.Context) -> None:
+    """Train with TRL's GRPO on the settings of a PPO run (docs/trl.md)."""
+    from rlalign.trl_run import main as run
+
+    raise typer.Exit(run("grpo", context.args))
+
+
+@app.command(
+    context_settings=PASS_ON,
+    epilog="Example: rlalign rloo --config experiments/quickstart.yaml --trl.num_generations=16",
+)
+def rloo(context: typer.Context) -> None:
+    """Train with TRL's RLOO on the settings of a PPO run (docs/trl.md)."""
+    from rlalign.trl_run import main as run
+
+    raise typer.Exit(run("rloo", context.args))
+
+
+@app.command(
     name="eval",
     context_settings=PASS_ON,
     epilog="Example: rlalign eval runs/quickstart --config experiments/quickstart.yaml",

@@ -51,7 +51,13 @@ def _measure(session: Session, policy: Policy, kl_coef: float) -> Evaluation:
     rollout = engine.generate(prompts, 1, session.generator("evaluate", 0))
     scored = ranks.together(
         lambda: score_rollout(
-            rollout, session.reward_set, config.score, policy, session.tokenizer, session.budget
+            rollout,
+            session.reward_set,
+            config.score,
+            policy,
+            session.tokenizer,
+            session.budget,
+            state=session.trainer_state(),
         )
     )
     logprobs = evaluate_rollout(policy, rollout, logprobs_only, session.budget)["logprobs"]
@@ -77,6 +83,7 @@ def sample_rows(names: Sequence[str], scored: ScoredRollout, kl: Tensor) -> list
                 name: value if ok else None
                 for name, value, ok in zip(names, rewards[i], valid[i], strict=True)
             },
+            **{name: column[i] for name, column in scored.logged.extra.items()},
         }
         for i, score in enumerate(scored.score.tolist())
     ]

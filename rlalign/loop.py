@@ -29,7 +29,7 @@ from rlalign.report.live import LiveView
 from rlalign.report.plots import draw_plots
 from rlalign.runs import RunFolder, command_line, open_run
 from rlalign.saving import restore_training, save_model, training_state
-from rlalign.scoring import rollout_stats
+from rlalign.scoring import logged_stats, rollout_stats
 from rlalign.session import Session
 from rlalign.symptoms import marked
 from rlalign.tracking import Trackers, build_trackers
@@ -167,7 +167,8 @@ class _Run:
     def _rollout_stats(self, scored: ScoredRollout) -> dict[str, float]:
         skipping = [e.name for e in self.session.reward_set.entries if e.on_error != "raise"]
         names, ranks = self.session.reward_set.names, self.session.ranks
-        return rollout_stats(scored, names, skipping, ranks.sum)
+        stats = rollout_stats(scored, names, skipping, ranks.sum)
+        return stats | logged_stats(ranks.gather([scored.logged.metrics]))
 
     def _evaluate_if_due(self, is_last: bool) -> Evaluation | None:
         every = self.session.config.eval.every

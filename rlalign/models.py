@@ -130,17 +130,21 @@ def check_quantization(model: ModelSection, device: torch.device) -> None:
         raise ConfigError(f"{setting} needs bitsandbytes: pip install bitsandbytes")
 
 
-def add_lora(lm: nn.Module, lora: LoraSection) -> nn.Module:
-    """The LM, frozen, with fresh adapters, which change nothing until they are trained."""
-    config = LoraConfig(
+def lora_config(lora: LoraSection) -> LoraConfig:
+    """peft's settings of the adapters."""
+    return LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha or 2 * lora.r,  # type: ignore[arg-type]
         lora_dropout=0.0,
         target_modules=lora.target_modules,
         task_type=TaskType.CAUSAL_LM,
     )
+
+
+def add_lora(lm: nn.Module, lora: LoraSection) -> nn.Module:
+    """The LM, frozen, with fresh adapters, which change nothing until they are trained."""
     try:
-        return get_peft_model(lm, config)
+        return get_peft_model(lm, lora_config(lora))
     except ValueError as error:
         raise ConfigError(
             f"model.lora.target_modules={lora.target_modules}: {first_line(error)}"

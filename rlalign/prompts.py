@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rewards.trl_style import Messages, prompt_text
 from rlalign import trl_bridge
 from rlalign.config import ConfigError
 from rlalign.sections import PromptsSection
@@ -19,12 +20,16 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class PromptSet:
-    """N prompts as token ids, with their texts and every other column of the data."""
+    """N prompts as token ids, with their texts and every other column of the data.
+
+    `messages` holds those that are chats as messages, and None for each plain one.
+    """
 
     ids: Sequence[Sequence[int]]
     texts: Sequence[str]
     columns: Mapping[str, Sequence[Any]]
     pad_id: int
+    messages: Sequence[Messages | None] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -40,6 +45,7 @@ class PromptSet:
             prompt_mask=mask.to(device),
             texts=[self.texts[i] for i in chosen],
             columns={name: [column[i] for i in chosen] for name, column in self.columns.items()},
+            messages=[self.messages[i] for i in chosen] if self.messages else (),
         )
 
     def subset(self, chosen: Sequence[int]) -> "PromptSet":
@@ -48,6 +54,7 @@ class PromptSet:
             texts=[self.texts[i] for i in chosen],
             columns={name: [column[i] for i in chosen] for name, column in self.columns.items()},
             pad_id=self.pad_id,
+            messages=[self.messages[i] for i in chosen] if self.messages else (),
         )
 
     def split(self, fraction: float, seed: int) -> tuple["PromptSet", "PromptSet"]:
@@ -108,14 +115,14 @@ def encode(
     if not rows:
         raise ConfigError(f"{source} holds no prompts; it needs at least one")
     names = sorted({name for row in rows for name in row})
-    ids, texts = [], []
+    ids, texts, chats = [], [], []
     for number, row in enumerate(rows, 1):
         if section.column not in row:
             raise ConfigError(
                 f"prompts.column={section.column} is not in row {number} of {source}; "
                 f"its columns are: {', '.join(names) or 'none'}"
             )
-        tokens, text = tokenize(
+        tokens, text, messages = tokenize(
             row[section.column], section.chat, tokenizer, f"row {number} of {source}"
         )
         if max_length is not None and len(tokens) > max_length:
@@ -126,20 +133,22 @@ def encode(
             )
         ids.append(tokens)
         texts.append(text)
+        chats.append(messages)
     columns = {name: [row.get(name) for row in rows] for name in names if name != section.column}
     pad = tokenizer.pad_token_id
-    return PromptSet(ids, texts, columns, int(tokenizer.eos_token_id if pad is None else pad))
+    pad_id = int(tokenizer.eos_token_id if pad is None else pad)
+    return PromptSet(ids, texts, columns, pad_id, chats if any(chats) else ())
 
 
 def tokenize(
     prompt: Any, chat: bool, tokenizer: PreTrainedTokenizerBase, where: str
-) -> tuple[list[int], str]:
-    """Token ids of a prompt, and its text as the rewards see it (a chat's last user message)."""
+) -> tuple[list[int], str, Messages | None]:
+    """Token ids of a prompt, its text as the rewards see it, and a chat's messages."""
     if isinstance(prompt, str):
         text, messages = prompt, [{"role": "user", "content": prompt}] if chat else None
     elif isinstance(prompt, list) and prompt and trl_bridge.is_conversational(prompt):
         messages = prompt
-        text = str(next((m["content"] for m in reversed(prompt) if m["role"] == "user"), ""))
+        text = prompt_text(prompt)
     else:
         raise ConfigError(
             f"the prompt in {where} is neither text nor a list of messages: {prompt!r:.80}"
@@ -159,7 +168,7 @@ def tokenize(
             f"the prompt in {where} is empty; to sample without a prompt, write the model's first "
             f"token, for example {tokenizer.bos_token or tokenizer.eos_token!r}"
         )
-    return list(tokens), text
+    return list(tokens), text, messages
 
 
 def read_rows(path: str, split: str, setting: str) -> Sequence[Row]:

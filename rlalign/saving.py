@@ -79,11 +79,12 @@ def plain_optimizer(trainer: Trainer) -> torch.optim.Optimizer:
     return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
 
 
-def save_model(session: Session, folder: Path) -> None:
+def save_model(session: Session, folder: Path, value_head: bool = True) -> None:
     """The policy as plain transformers and peft load it: an adapter, or the whole model.
 
     The generation settings beside it sample the distribution that was trained: its temperature and
-    length, no top-k, no top-p. The value head lies in `value_head.safetensors`.
+    length, no top-k, no top-p. The value head, where there is one, lies in
+    `value_head.safetensors`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lm, sampling = session.policy.lm, session.config.sampling
@@ -104,5 +105,7 @@ def save_model(session: Session, folder: Path) -> None:
         base.generation_config = inherited
     generation.save_pretrained(str(folder))
     session.tokenizer.save_pretrained(str(folder))
+    if not value_head:
+        return
     head = {name: p.detach().cpu() for name, p in session.policy.value_head.state_dict().items()}
     save_file(head, folder / "value_head.safetensors")

@@ -1,14 +1,15 @@
 """What a rollout is worth: rewards of its texts, credit of its tokens, the reference's opinion."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainerState
 
 from rewards.compose import RewardSet
 from rewards.contract import Span
+from rewards.trl_style import Logged, context
 from rlalign.masking import SumOverRanks, last_index, masked_moments, one_rank
 from rlalign.policy import Policy, evaluate_rollout, logprobs_only
 from rlalign.sections import ScoreSection
@@ -23,15 +24,20 @@ def score_rollout(
     tokenizer: PreTrainedTokenizerBase,
     budget: int,
     iteration: int | None = None,
+    state: TrainerState | None = None,
 ) -> ScoredRollout:
     """Rewards, per-token rewards and the reference's log-probabilities of a rollout.
 
-    Weights on a schedule are those of the iteration, the first being 0, or the final ones.
+    Weights on a schedule are those of the iteration, the first being 0, or the final ones. `state`
+    is what rewards that are written for TRL get as `trainer_state`.
     Raises RewardError, naming the reward and the sample, where a reward misbehaves.
     """
     device = rollout.response_ids.device
     prompts = rollout.prompts
-    output = reward_set(list(prompts.texts), list(rollout.texts), prompts.columns, iteration)
+    logged = Logged()
+    handed = context(sampled_ids(rollout), prompts.messages, state or TrainerState(), logged)
+    columns = {**prompts.columns, **handed}
+    output = reward_set(list(prompts.texts), list(rollout.texts), columns, iteration)
     raw = torch.as_tensor(output.score, dtype=torch.float32)
     finished = rollout.finished.cpu()
     score = potential(raw, finished, section)  # (B,)
@@ -46,7 +52,15 @@ def score_rollout(
         ref_logprobs=reference_logprobs(rollout, policy, budget),
         failures=dict(output.skipped),
         weights=dict(output.weights),
+        logged=logged,
     )
+
+
+def sampled_ids(rollout: Rollout) -> list[list[int]]:
+    """The ids of each response, the token that ends it included."""
+    lengths = rollout.response_mask.sum(1).tolist()
+    rows = rollout.response_ids.tolist()
+    return [row[:n] for row, n in zip(rows, lengths, strict=True)]
 
 
 def score_given(
@@ -188,4 +202,17 @@ def rollout_stats(
         stats[f"reward/{name}/failed"] = float(sum_over_ranks(failed))
     for name, weight in scored.weights.items():
         stats[f"reward/{name}/weight"] = weight
+    return stats
+
+
+def logged_stats(of_ranks: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
+    """reward/ENTRY/log/NAME: the mean of what the rewards logged under a name on every rank."""
+    values: dict[str, list[float]] = {}
+    for metrics in of_ranks:
+        for name, logged in metrics.items():
+            values.setdefault(name, []).extend(logged)
+    stats = {}
+    for name, logged in sorted(values.items()):
+        entry, _, rest = name.partition("/")
+        stats[f"reward/{entry}/log/{rest}"] = sum(logged) / len(logged)
     return stats

@@ -6,21 +6,18 @@ Each field's description is what `docs/configuration.md` and `rlalign config --s
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class Section(BaseModel):
-    """A frozen group of settings that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from rlalign.audit_section import AuditSection
+from rlalign.fields import (
+    Decay,
+    FiniteFloat,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Section,
+)
 
 
 class LoraSection(Section):
@@ -189,102 +186,6 @@ class EvalSection(Section):
     )
 
 
-WarningName = Literal[
-    "length-driven",
-    "length-runs",
-    "repeated-phrase",
-    "same-opening",
-    "duplicates",
-    "collapsed-diversity",
-    "traded-away",
-    "judge-disagrees",
-    "far-from-reference",
-]
-
-
-class AuditSection(Section):
-    """Signs that a reward is being hacked: when a run warns, and which warnings end it.
-
-    Every line is compared with a mean over `window` iterations; null turns its warning off.
-    docs/reward-hacking.md says what to do about each.
-    """
-
-    window: Positive = Field(
-        5,
-        description="iterations that a warning looks back on; more where they hold under 64 "
-        "responses",
-    )
-    top: NonNegative = Field(
-        3, description="responses marked in samples.jsonl as the highest by each reward and score"
-    )
-    length_corr: Share | None = Field(
-        0.8, description="length-driven: |rank correlation| of score and length"
-    )
-    length_factor: float | None = Field(
-        2.0, gt=1, description="length-runs: how many times longer or shorter than at the start"
-    )
-    phrase_share: Share | None = Field(
-        0.25,
-        description="repeated-phrase: share of responses with one same phrase of 3 words, "
-        "above that of the first iteration",
-    )
-    opening_share: Share | None = Field(
-        0.25,
-        description="same-opening: share of responses with the same first 3 words, above "
-        "that of the first iteration",
-    )
-    duplicates: Share | None = Field(
-        0.25,
-        description="duplicates: share of responses that repeat another, above that of the "
-        "first iteration",
-    )
-    distinct2_lost: Share | None = Field(
-        0.3,
-        description="collapsed-diversity: share of the first iteration's distinct-2 that is gone",
-    )
-    traded_drop: PositiveFloat | None = Field(
-        0.5,
-        description="traded-away: fall of a reward while another rises, in its standard deviations",
-    )
-    judge_drop: PositiveFloat | None = Field(
-        0.25,
-        description="judge-disagrees: fall of one of `judges` while the score rises, in its "
-        "standard deviations",
-    )
-    kl_per_token: PositiveFloat | None = Field(
-        1.0, description="far-from-reference: nats of KL a token"
-    )
-    judges: list[str] = Field(
-        [], description="rewards, commonly of weight 0, that ought to rise with the score"
-    )
-    stop: list[WarningName] = Field(
-        [], description="warnings that end the run: evaluated, saved, exit code 6"
-    )
-
-    @model_validator(mode="after")
-    def _stops_on_what_is_on(self) -> "AuditSection":
-        for name in self.stop:
-            if vars(self)[LINES[name]] is None:
-                raise ValueError(f"stop names {name}, which {LINES[name]}=null turns off")
-        if "judge-disagrees" in self.stop and not self.judges:
-            raise ValueError("stop names judge-disagrees, and judges names none")
-        return self
-
-
-# The setting that holds each warning's line.
-LINES: dict[WarningName, str] = {
-    "length-driven": "length_corr",
-    "length-runs": "length_factor",
-    "repeated-phrase": "phrase_share",
-    "same-opening": "opening_share",
-    "duplicates": "duplicates",
-    "collapsed-diversity": "distinct2_lost",
-    "traded-away": "traded_drop",
-    "judge-disagrees": "judge_drop",
-    "far-from-reference": "kl_per_token",
-}
-
-
 class CheckpointSection(Section):
     """When to save what a run needs to go on."""
 
@@ -293,6 +194,26 @@ class CheckpointSection(Section):
     best: str | None = Field(
         "eval/objective",
         description="metric whose highest value marks the best checkpoint; null keeps none",
+    )
+
+
+class TRLSection(Section):
+    """What only TRL's trainers ask for (`launch/grpo.py`, `launch/rloo.py`); PPO reads none of it.
+
+    docs/trl.md says which of the other settings they share.
+    """
+
+    num_generations: int | None = Field(
+        None,
+        ge=2,
+        description="responses to a prompt, a group whose mean is the baseline; null: "
+        "sampling.samples_per_prompt where that is 2 or more, else the largest number up to 8 "
+        "that divides train.samples",
+    )
+    scale_rewards: Literal["none", "group", "batch"] = Field(
+        "none",
+        description="GRPO's division of the advantages by their standard deviation; it does not "
+        "divide the KL, so anything but none moves the optimum away from the target",
     )
 
 
@@ -329,6 +250,7 @@ class RunConfig(Section):
     audit: AuditSection = AuditSection()
     checkpoint: CheckpointSection = CheckpointSection()
     run: RunSection = RunSection()
+    trl: TRLSection = TRLSection()
     trackers: list[Literal["wandb", "tensorboard"]] = Field(
         ["wandb"], description="beside metrics.jsonl and samples.jsonl, which are always written"
     )
@@ -340,3 +262,8 @@ class RunConfig(Section):
     def minibatches(self) -> int:
         """Optimiser steps in a pass over an iteration's samples; algorithms say their own."""
         return 1
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Optimiser steps in an iteration, unless it is cut short; algorithms say their own."""
+        return self.minibatches

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerState
 
 from rewards import classifiers
-from rewards.compose import RewardSet, parse_entries
+from rewards.compose import PROBE_TEXTS, RewardSet, parse_entries
+from rewards.trl_style import Logged, context
 from rlalign.audit import check_judges
 from rlalign.config import ConfigError
 from rlalign.generation import DecodeEngine
@@ -64,10 +65,9 @@ class Session:
             logger.warning("every reward has weight 0: only the KL to the reference is optimised")
         check_judges(config.audit, self.reward_set.names)
         for prompts_of in (self.prompts, self.eval_prompts):
-            self.reward_set.check(prompts_of.texts, prompts_of.columns)
-        self.reward_set.probe(
-            [self.prompts.texts[0]], {n: c[:1] for n, c in self.prompts.columns.items()}
-        )
+            self.reward_set.check(prompts_of.texts, self._columns(prompts_of))
+        first = self.prompts.subset([0] * len(PROBE_TEXTS))
+        self.reward_set.probe(first.texts, self._columns(first, PROBE_TEXTS))
         # The value head and LoRA start from random numbers: the same ones for the same seed.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
@@ -119,6 +119,14 @@ class Session:
             )
         return train, train
 
+    def _columns(self, prompts: PromptSet, responses: Sequence[str] = ()) -> dict[str, Any]:
+        """What the rewards get beside prompts and responses (default: empty ones)."""
+        texts = responses or [""] * len(prompts)
+        quietly = {"add_special_tokens": False, "verbose": False}  # the context may be exceeded
+        ids = [self.tokenizer(text, **quietly)["input_ids"] if text else [] for text in texts]
+        handed = context(ids, prompts.messages, self.trainer_state(0), Logged())
+        return {**prompts.columns, **handed}
+
     def _longest_prompt(self, lm: nn.Module | None) -> int | None:
         """Most tokens that a prompt may have: what the context leaves beside the response."""
         model, wanted = self.config.model, self.config.sampling.max_new_tokens
@@ -158,6 +166,23 @@ class Session:
         name = f"{self.config.train.seed}/{purpose}/{step}/{draw}/{self.ranks.rank}"
         digest = hashlib.sha256(name.encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+    def trainer_state(self, steps: int | None = None, samples: int = 0) -> TrainerState:
+        """What TRL's trainers would call the state after these steps, or (None) at the end."""
+        train = self.config.train
+        total = train.iterations * self.config.steps_per_iteration
+        a_pass = self.config.sampling.samples_per_prompt * len(self.prompts)  # samples of an epoch
+        if steps is None:
+            steps, samples = total, train.iterations * train.samples
+        return TrainerState(
+            epoch=samples / a_pass,
+            global_step=steps,
+            max_steps=total,
+            logging_steps=self.config.steps_per_iteration,
+            num_train_epochs=math.ceil(train.iterations * train.samples / a_pass),
+            is_local_process_zero=self.ranks.is_main,
+            is_world_process_zero=self.ranks.is_main,
+        )
 
     def prompt_batch(self, iteration: int) -> PromptBatch:
         """This rank's prompts of an iteration: its slice of the one global order."""

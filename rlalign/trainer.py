@@ -105,6 +105,7 @@ class Trainer:
             session.tokenizer,
             session.budget,
             self.iteration,
+            session.trainer_state(self.optimizer_steps, self.samples),
         )
 
     def step(

@@ -32,3 +32,19 @@ def quantization_config(bits: str, dtype: str) -> Any:
             use_bnb_nested_quant=True,
         )
     )
+
+
+def trainer_classes(method: str) -> tuple[Any, Any]:
+    """TRL's configuration and trainer classes of "grpo" or "rloo"."""
+    import trl
+
+    if method == "grpo":
+        return trl.GRPOConfig, trl.GRPOTrainer
+    return trl.RLOOConfig, trl.RLOOTrainer
+
+
+def remove_printer(trainer: Any) -> None:
+    """Keep transformers from printing each log as a dict."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from rewards.trl_style import Logged
+
 
 @dataclass(frozen=True)
 class PromptBatch:
@@ -17,6 +19,7 @@ class PromptBatch:
     prompt_mask: Tensor  # (B, P)
     texts: Sequence[str]  # B prompts as the rewards see them
     columns: Mapping[str, Sequence[Any]]  # every other column of the data, B values each
+    messages: Sequence[Any] = ()  # B prompts that are chats, as messages; None for a plain one
 
     def __len__(self) -> int:
         return self.prompt_ids.shape[0]
@@ -31,6 +34,7 @@ class PromptBatch:
             prompt_mask=mask[:, first:],
             texts=[self.texts[i] for i in chosen],
             columns={name: [column[i] for i in chosen] for name, column in self.columns.items()},
+            messages=[self.messages[i] for i in chosen] if self.messages else (),
         )
 
 
@@ -83,6 +87,7 @@ class ScoredRollout:
     failures: Mapping[str, int] = field(default_factory=dict)
     # as they were, of the rewards whose weight is on a schedule
     weights: Mapping[str, float] = field(default_factory=dict)
+    logged: Logged = field(default_factory=Logged)  # by rewards that are written for TRL
 
     def __len__(self) -> int:
         return len(self.rollout)

@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from rlalign.sections import Positive, PositiveFloat, RunConfig, Section
+from rlalign.fields import Positive, PositiveFloat, Section
+from rlalign.sections import RunConfig
 
 
 class SmallPPOSection(Section):

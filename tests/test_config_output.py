@@ -8,7 +8,8 @@ import yaml
 from small_run import SmallRun
 
 from rlalign.config import json_schema, load_config, resolved_yaml, to_flat
-from rlalign.sections import RunConfig, Section
+from rlalign.fields import Section
+from rlalign.sections import RunConfig
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = "experiments/quickstart.yaml"

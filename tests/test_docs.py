@@ -48,17 +48,20 @@ def commands():
 
 
 def block_named(name):
-    """The README's block whose first line is a comment with the file's name."""
-    all_blocks = [*blocks(README, "python"), *blocks(README, "yaml")]
+    """The block of the README or docs/trl.md whose first line is a comment with the file's name."""
+    pages = (README, ROOT / "docs" / "trl.md")
+    all_blocks = [
+        block for page in pages for kind in ("python", "yaml") for block in blocks(page, kind)
+    ]
     return next(block for block in all_blocks if block.startswith(f"# {name}\n"))
 
 
 @pytest.fixture
 def readers_folder(tmp_path, monkeypatch):
-    """The two files that the README has its reader write, beside the checkout's experiments."""
+    """The files that the pages have their reader write, beside the checkout's experiments."""
     monkeypatch.setattr(registry, "_specs", dict(registry._specs))
     monkeypatch.setattr(registry, "_files", dict(registry._files))
-    for name in ("my_rewards.py", "my_run.yaml"):
+    for name in ("my_rewards.py", "my_run.yaml", "my_trl_rewards.py"):
         (tmp_path / name).write_text(block_named(name), encoding="utf-8")
     for name in ("experiments", "launch"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -290,6 +293,8 @@ def test_settings_in_running_text_exist():
         text = FENCE.sub("", page.read_text(encoding="utf-8"))
         for name in re.findall(r"`(\w+\.\w+)(?:=[^`]*)?`", text):
             section, _, field = name.partition(".")
+            if name in rewards.kinds():  # trl is a section and a family of rewards
+                continue
             if section in sections - {"rewards"} and field not in ("json", "yaml", "py"):
                 known = PPORun.model_fields[section].annotation.model_fields
                 assert field in known, f"{page.name}: {name}"

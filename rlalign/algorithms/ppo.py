@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from rlalign.fields import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
 from rlalign.gae import gae
 from rlalign.kl import IN_THE_LOSS, KLController, check_kl, kl_tokens, safe_exp
 from rlalign.masking import (
@@ -28,14 +29,7 @@ from rlalign.policy import (
 )
 from rlalign.reward_settings import schedule_warnings
 from rlalign.running import RunningScale
-from rlalign.sections import (
-    NonNegative,
-    NonNegativeFloat,
-    Positive,
-    PositiveFloat,
-    RunConfig,
-    Section,
-)
+from rlalign.sections import RunConfig
 from rlalign.types import LossOutput, Norm, Rollout, ScoredRollout
 
 
@@ -82,6 +76,10 @@ class PPORun(RunConfig):
     @property
     def minibatches(self) -> int:
         return self.ppo.minibatches
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.ppo.epochs * self.ppo.minibatches
 
 
 @dataclass(frozen=True)

@@ -38,21 +38,22 @@ def write_model_card(
     prompts: str | None = None,
     caveats: Sequence[str] = (),
     audit: Sequence[str] = (),
+    method: str = "PPO",
 ) -> Path:
     """Write `folder/README.md`, a Hugging Face model card in Markdown.
 
     `kl_coef` is where the coefficient ended, if it was adapted; `functions` names the rewards that
     were given as Python functions. `base` and `prompts` say what to call the base model and the
     prompts where they are not those that the configuration names. `caveats` are the objective's
-    warnings, `audit` those of the audit. Text that people or models wrote is escaped, so that none
-    of it acts on the page.
+    warnings, `audit` those of the audit, `method` the algorithm's name. Text that people or models
+    wrote is escaped, so that none of it acts on the page.
     """
     # A given model may bring its own adapter, so what was saved decides, not the setting alone.
     is_adapter = config.model.lora is not None or (folder / "adapter_config.json").is_file()
     name = config.model.name if base is None else base
     parts = [
-        _front_matter(config, name, is_adapter),
-        _introduction(config, iterations, name, is_adapter, prompts),
+        _front_matter(config, name, is_adapter, method),
+        _introduction(config, iterations, name, is_adapter, prompts, method),
         _rewards(config, functions),
         _target(config, config.kl.coef if kl_coef is None else kl_coef, caveats),
     ]
@@ -76,7 +77,7 @@ def name_of_given(lm: nn.Module) -> str:
     return name if _origin(name)[0] else GIVEN_MODEL
 
 
-def _front_matter(config: RunConfig, name: str, is_adapter: bool) -> str:
+def _front_matter(config: RunConfig, name: str, is_adapter: bool, method: str) -> str:
     base, licence = _origin(name)
     fields: dict[str, Any] = {"library_name": "peft" if is_adapter else "transformers"}
     if licence:
@@ -85,7 +86,7 @@ def _front_matter(config: RunConfig, name: str, is_adapter: bool) -> str:
         fields["base_model"] = base
         fields["base_model_relation"] = "adapter" if is_adapter else "finetune"
     fields["pipeline_tag"] = "text-generation"
-    fields["tags"] = ["rlalign", "ppo", "reinforcement-learning"]
+    fields["tags"] = ["rlalign", method.lower(), "reinforcement-learning"]
     if config.model.lora:
         fields["tags"].append("lora")
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
@@ -100,7 +101,12 @@ def _origin(name: str) -> tuple[str | None, str | None]:
 
 
 def _introduction(
-    config: RunConfig, iterations: int, name: str, is_adapter: bool, prompts: str | None
+    config: RunConfig,
+    iterations: int,
+    name: str,
+    is_adapter: bool,
+    prompts: str | None,
+    method: str,
 ) -> str:
     base = _origin(name)[0] or Path(name).name
     samples = iterations * config.train.samples
@@ -111,7 +117,7 @@ def _introduction(
     title = base[0].upper() + base[1:] if base == GIVEN_MODEL else base
     return (
         f"# {escape_markdown(title)}, steered by rewards\n\n"
-        f"{what} of {escape_markdown(base)}, trained with PPO by `rlalign`: {iterations} "
+        f"{what} of {escape_markdown(base)}, trained with {method} by `rlalign`: {iterations} "
         f"iterations of {config.train.samples} responses, {samples:,} in all, to "
         f"{escape_markdown(prompts)}."
     )

@@ -10,6 +10,7 @@ FAMILIES = {
     "combine": "several rewards as one",
     "remote": "what a server says",
     "judge": "what a chat model says",
+    "trl": "what comes with TRL",
 }
 
 
@@ -171,5 +172,44 @@ NOTES = {
         "length, lists, confident words. Keep a reward of another make beside it with weight 0.",
         "",
         None,
+    ),
+    "trl.accuracy_reward": Notes(
+        "mathematics",
+        "A guess is as good as a proof: where answers are few or small, guessing pays. Several "
+        "boxed answers are read as one of them.",
+        r"No reasons: \boxed{\frac{1}{3}}",
+        None,
+    ),
+    "trl.get_cosine_scaled_reward": Notes(
+        "mathematics",
+        "A long wrong answer costs less than a short one: where the answers are out of reach, "
+        "filling the response up is the optimum.",
+        "",
+        None,
+    ),
+    "trl.get_repetition_penalty_reward": Notes(
+        "words",
+        "Fewer tokens than an n-gram cost nothing, so the shortest response is safe, and so is one "
+        "that repeats with small changes.",
+        "",
+        None,
+    ),
+    "trl.get_soft_overlong_punishment": Notes(
+        "words",
+        "It asks for nothing but an end: an empty response has full marks.",
+        "",
+        None,
+    ),
+    "trl.reasoning_accuracy_reward": Notes(
+        "mathematics",
+        "The reasoning may be empty or wrong: only what stands behind the delimiter counts.",
+        "",
+        None,
+    ),
+    "trl.think_format_reward": Notes(
+        "words",
+        "The tags are all that it reads: a block with nothing in it has full marks.",
+        "<think></think>",
+        1.0,
     ),
 }

@@ -67,6 +67,7 @@ and what to do.
 |---|---|---|
 | words | string operations, no model | thousands of texts a second or more, a few MB |
 | small model | a word list, or a linear classifier | thousands of texts a second, 200 MB |
+| mathematics | parsing and comparing with sympy | some hundred texts a second, 160 MB |
 | embedding | a sentence encoder of 22 million weights | tens of texts a second, 500 MB |
 | its parts | what they do | their sum |
 | your model | a forward pass of the model that you name | see `bench` |

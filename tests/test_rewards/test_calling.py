@@ -279,11 +279,15 @@ def test_columns_are_filled_by_name():
         rewards(["p", "p"], ["moon", "sun"], {"topic": ["moon"]})
 
 
-def test_plain_functions_with_kwargs_get_every_column():
-    def greedy(completions, **kwargs):
-        return [float(len(kwargs)) for _ in completions]
+def test_plain_functions_with_kwargs_get_every_column_and_what_trl_hands_over():
+    seen = []
 
-    assert RewardSet([], [greedy])([""], ["x"], {"a": [1], "b": [2]}).score.tolist() == [3.0]
+    def greedy(completions, **kwargs):
+        seen.append(kwargs.keys())
+        return [1.0 for _ in completions]
+
+    assert RewardSet([], [greedy])([""], ["x"], {"a": [1], "b": [2]}).score.tolist() == [1.0]
+    assert seen == [{"prompts", "a", "b", "trainer_state", "log_extra", "log_metric"}]
 
 
 def test_an_empty_batch_calls_nothing():

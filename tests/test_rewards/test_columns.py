@@ -286,12 +286,6 @@ def test_a_model_is_read_once_for_all_values(monkeypatch):
     assert read == ["all-minilm-l6-v2"]
 
 
-def test_trl_hands_its_columns_over():
-    function = made(words={"column": "keywords"}).as_trl("x")
-    values = function(prompts=["", ""], completions=["rain", "rain"], keywords=["rain", "sun"])
-    assert values == [1.0, 0.0]
-
-
 def test_the_json_schema_and_the_description_allow_a_column():
     schema = entries_json_schema()
     entry = {"kind": "lexical.contains", "words": {"column": "keywords"}}

@@ -100,33 +100,6 @@ def test_the_probe_repeats_prompts_and_columns():
     assert out.score.all() and len(out) > 4
 
 
-def test_trl_gets_a_function_by_name():
-    entries = parse_entries(
-        {
-            "she": {
-                "kind": "lexical.contains",
-                "words": "she",
-                "weight": 9,
-                "scale": 4,
-                "clip": [0, 3],
-            }
-        }
-    )
-    function = RewardSet(entries).as_trl("she")
-    assert function.__name__ == "she"
-    chat = [[{"role": "assistant", "content": "she ran"}], [{"role": "assistant", "content": "no"}]]
-    for completions in (["she ran", "no"], chat):
-        values = function(
-            prompts=["a", "b"],
-            completions=completions,
-            completion_ids=[[1], [2]],
-            trainer_state=None,
-        )
-        assert values == [3.0, 0.0] and type(values[0]) is float
-    with pytest.raises(RewardConfigError, match="no reward is named 'he'; did you mean 'she'"):
-        RewardSet(entries).as_trl("he")
-
-
 def test_a_score_survives_pickling_and_is_a_float():
     score = Score(0.5, [Span(0, 1, 0.5)])
     copy = pickle.loads(pickle.dumps(score))
