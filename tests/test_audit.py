@@ -165,6 +165,8 @@ def test_the_top_outputs_are_marked_with_what_put_them_there():
     assert tops == [None, None, ["score"], ["moon"], None]  # z has moon's highest and more score
     tops = [r.get("top") for r in marked(rows, ["moon", "judge"], 2)]
     assert tops == [["moon"], None, ["score"], ["score", "moon"], None]  # judge is constant
+    tops = [r.get("top") for r in marked(rows, ["moon"], 3)]
+    assert tops == [["score", "moon"], None, ["score", "moon"], ["score", "moon"], None]
     assert not any("top" in r for r in marked(rows, ["moon"], 0))
     assert sum(len(r.get("top", [])) for r in marked(rows * 50, ["moon"], 3)) == 3 + 3
 
