@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"rewards", "trl_bridge"},
     {"types", "problems", "overrides", "schema", "settle", "reward_settings", "config", "sections"}
-    | {"masking", "logprobs", "kl", "gae", "running", "files", "terminal", "redact", "startup"},
+    | {"masking", "logprobs", "kl", "gae", "running", "files", "terminal", "redact", "startup"}
+    | {"offsets"},
     {"prompts", "policy", "models", "ranks", "checkpoint", "metrics", "runs", "tracking"}
     | {"wandb_tracker"},
     {"generation", "scoring"},
