@@ -17,7 +17,7 @@ UNFINISHED = "\ufffd"
 _BYTE_FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 # The letters in which byte-level BPE writes bytes (GPT-2): a printable one is itself.
-_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {
+BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {
     chr(256 + i): byte for i, byte in enumerate(sorted(set(range(256)) - set(_PRINTABLE)))
 }
 
@@ -39,6 +39,9 @@ class Offsets:
         self._is_byte_level = isinstance(getattr(backend, "decoder", None), decoders.ByteLevel)
         self._names: dict[int, str] = {}
         self._pieces: dict[tuple[int, ...], str] = {}
+        # The same name may be meant as text, in a vocabulary that does not fall back to bytes.
+        byte = tokenizer.convert_tokens_to_ids("<0x80>")
+        self._falls_back = byte is not None and self._decode([byte]) == UNFINISHED
         before = tokenizer("a", add_special_tokens=False)["input_ids"][:1]
         self._before, self._begin = tuple(before), len(self._decode(before))
 
@@ -62,7 +65,7 @@ class Offsets:
         text, is_first = "", True
         for i in ids:
             name = self._name(i)
-            if _BYTE_FALLBACK.fullmatch(name):
+            if self._is_byte(name):
                 # One bad byte undoes the whole run, so nothing of it stands before its end.
                 run = (*run, i)
             elif name:
@@ -77,7 +80,7 @@ class Offsets:
         counts, before = [], 0
         for t, i in enumerate(ids):
             name = self._name(i)
-            if name and not _BYTE_FALLBACK.fullmatch(name):
+            if name and not self._is_byte(name):
                 prefix = self._decode(ids[: t + 1])
                 before = common_prefix(prefix[: solid(prefix)], text)
             counts.append(before)
@@ -97,6 +100,9 @@ class Offsets:
             self._names[i] = name or ""
         return self._names[i]
 
+    def _is_byte(self, name: str) -> bool:
+        return self._falls_back and _BYTE_FALLBACK.fullmatch(name) is not None
+
     def _decode(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -107,7 +113,7 @@ class Offsets:
 def token_bytes(name: str) -> bytes:
     """The bytes of a byte-level token; one that was added with other letters is its own UTF-8."""
     try:
-        return bytes(_BYTE_OF[letter] for letter in name)
+        return bytes(BYTE_OF[letter] for letter in name)
     except KeyError:
         return name.encode()
 
