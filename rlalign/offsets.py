@@ -41,7 +41,7 @@ class Offsets:
         self._pieces: dict[tuple[int, ...], str] = {}
         # The same name may be meant as text, in a vocabulary that does not fall back to bytes.
         byte = tokenizer.convert_tokens_to_ids("<0x80>")
-        self._falls_back = byte is not None and self._decode([byte]) == UNFINISHED
+        self._falls_back = isinstance(byte, int) and self._decode([byte]) == UNFINISHED
         before = tokenizer("a", add_special_tokens=False)["input_ids"][:1]
         self._before, self._begin = tuple(before), len(self._decode(before))
 
@@ -96,18 +96,19 @@ class Offsets:
     def _name(self, i: int) -> str:
         """A token as the vocabulary spells it, empty where it leaves no trace in a text."""
         if i not in self._names:
-            name = None if i in self._special else self.tokenizer.convert_ids_to_tokens(i)
-            self._names[i] = name or ""
+            # None where the model has an output that the tokenizer has no token for.
+            name = self.tokenizer.convert_ids_to_tokens([i])[0] or ""
+            self._names[i] = "" if i in self._special else name
         return self._names[i]
 
     def _is_byte(self, name: str) -> bool:
         return self._falls_back and _BYTE_FALLBACK.fullmatch(name) is not None
 
     def _decode(self, ids: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        texts: list[str] = self.tokenizer.batch_decode(
+            [list(ids)], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        return text
+        return texts[0]
 
 
 def token_bytes(name: str) -> bytes:

@@ -26,6 +26,7 @@ class Notes:
     fooled: str  # how the value rises without what was meant
     trick: str  # a text that does it under the example's settings
     value: float | None  # what the trick earns there; None where the model is one of yours
+    spans: bool = False  # whether it says which words earned it
 
 
 NOTES = {
@@ -50,6 +51,7 @@ NOTES = {
         "`rains` is not `rain`: list the forms that you mean.",
         "she outer space",
         1.0,
+        spans=True,
     ),
     "lexical.excludes": Notes(
         "words",
@@ -58,6 +60,7 @@ NOTES = {
         "shrink.",
         "Extremely nice, v3ry nice.",
         1.0,
+        spans=True,
     ),
     "lexical.word_rate": Notes(
         "words",
@@ -66,14 +69,15 @@ NOTES = {
         "`clip: [0, 0.2]`), `structure.repetition` and a least length beside it.",
         "rain rain rain",
         1.0,
+        spans=True,
     ),
     "lexical.pattern": Notes(
         "words",
         "Whatever the pattern allows by accident: with `\\w*` the longest nonsense, with `count` "
-        "the same match over and over. The credit lands on the last action: which words earned "
-        "it has to be found out.",
+        "the same match over and over.",
         "moonmoonmoon",
         1.0,
+        spans=True,
     ),
     "lexical.diversity": Notes(
         "words",
@@ -81,6 +85,7 @@ NOTES = {
         "rare words. It looks within one response only: every response may be the same.",
         "zebra quartz lamp onion",
         1.0,
+        spans=True,
     ),
     "structure.word_count": Notes(
         "words",
@@ -88,6 +93,7 @@ NOTES = {
         "never falls into the range sees nothing but 0.",
         "la la la la",
         1.0,
+        spans=True,
     ),
     "structure.sentences": Notes(
         "words",
@@ -95,6 +101,7 @@ NOTES = {
         "without a full stop are counted wrong, and rules about abbreviations are English.",
         "x.",
         1.0,
+        spans=True,
     ),
     "structure.ends_cleanly": Notes(
         "words",
@@ -124,6 +131,7 @@ NOTES = {
         "word is new. It looks within one response only: every response may be the same.",
         "rain rain rain",
         0.0,
+        spans=True,
     ),
     "style.sentiment": Notes(
         "small model",
@@ -211,6 +219,20 @@ example = "example_rewards"
 like the built-in ones. A plug-in that cannot be imported, or that defines a kind which is there
 already, is left out as a whole, with a warning that names both places.
 
+## Credit for words
+
+A reward may say which words earned it: `Score(1.0, [Span(start, end, 1.0)])`. What a span earns is
+paid at the token that fixes the character at its `end`, the rest at the last token; the sum is the
+score. The lists below say which kinds do so. PPO then need not find out which of forty tokens were
+meant; the optimum stays the same, as long as credit depends on nothing behind `text[: end + 1]`.
+
+- A sum of hits pays each where it is decided: `rain` at the space that rules out `rainbow`.
+- What is no sum, as a rate over the final length, pays differences: `telescope([(start, end, value
+  of the text up to here), ...])`. Shares of the final value would look ahead, and another optimum
+  would be learnt; `rlalign rewards test` tries other endings and names the character.
+- A model's opinion, a format, an ending and a combination are paid at the last token.
+- `score.credit: last` pays everything there: the same target, to compare with.
+
 ## When rewards are hacked
 
 PPO finds the cheapest text that scores, and cheap is what the reference model finds likely. Where
@@ -285,6 +307,7 @@ def _section(kind: str) -> str:
     facts = [
         f"### {kind}\n\n{spec.doc}\n",
         f"- Bounds: {bounds}. Reads: {reads}. Cost: {notes.cost}.",
+        f"- Credit: {'behind the words that earn it' if notes.spans else 'at the last token'}.",
         f"- Example: `{entry.strip()}`",
         f"- Fooled by: {notes.fooled}{_trick(notes)}",
     ]
