@@ -152,11 +152,12 @@ def test_ppo_whose_tokens_pay_for_themselves_is_near_the_target_a_little_later()
 @pytest.mark.prove
 @pytest.mark.parametrize(("case", "limit"), [("hit-1", 0.003), ("rate-20", 0.003)])
 def test_ppo_reaches_the_same_optimum_with_spans_and_without(case: str, limit: float) -> None:
-    """Same budget: both are as near to the target, and earn what it earns."""
+    """Same budget, that of tokens which pay for themselves: both are as near to the target."""
     arms = [
-        [measured(f"ppo, {credit}", partial(ppo, credit=credit), case, seed) for seed in SEEDS]
+        [measured(f"ppo, {credit}", partial(ppo, credit=credit, iterations=440), case, seed)
+         for seed in SEEDS]
         for credit in ("spans", "last")
-    ]
+    ]  # fmt: skip
     for found in arms:
         assert statistics.median(d.reverse_kl for d in found) <= limit
         assert statistics.median(d.total_variation for d in found) <= 0.025
