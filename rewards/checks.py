@@ -38,6 +38,7 @@ class Subject:
     built: Scorer
     data: Columns
     first: Mapping[str, Any]  # a value of each column beside prompts and completions
+    words: Sequence[str] = ()  # that its parameters name: what it may be looking for
 
     @property
     def bounds(self) -> Bounds | None:
@@ -147,9 +148,11 @@ def _causal(subject: Subject) -> str:
 def _check_causal(subject: Subject, i: int, spans: Sequence[Span]) -> None:
     """Whatever follows a decision point, the credit up to there must be the same."""
     text = subject.data["completions"][i]
-    ends = {span.end for span in spans if span.end < len(text)}
-    for end in sorted(ends | ({len(text) // 2} if spans else set()))[:_DECISION_POINTS]:
-        others = [text[: end + 1] + ending for ending in ENDINGS]
+    ends = sorted({span.end for span in spans if span.end < len(text)} | {len(text) // 2})
+    endings = [*ENDINGS, *(form.format(word) for word in subject.words for form in ("{}", " {} "))]
+    # Spread over the text: credit for its length comes late.
+    for end in ends[:: math.ceil(len(ends) / _DECISION_POINTS)]:
+        others = [text[: end + 1] + ending for ending in endings]
         one = {name: [column[i]] * len(others) for name, column in subject.data.items()}
         expected = _credit(spans, end)
         values = subject.values({**one, "completions": others})

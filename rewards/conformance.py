@@ -26,6 +26,8 @@ TEXTS = (
     '{"name": "moon", "words": ["she", "rain"]}',
     "A sports match? The politics of science! " * 40,
 )
+ABOUT = ("{0}", "A {0}, {0}s and one {0}.")  # whole, with more behind it, at the end
+_SHORT, _FEW = 40, 4  # letters of a parameter that is taken for words, and how many are
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,14 @@ def check(
     params: Mapping[str, Any] | None = None,
     *,
     columns: Columns | None = None,
-    texts: Sequence[str] = TEXTS,
+    texts: Sequence[str] | None = None,
 ) -> None:
     """Raise RewardError where a kind or a function breaks the contract of rewards.
 
     One finite number or None a sample, within the bounds, for any text; the same for the same text
     in any batch and order; spans within the text whose credit no later text changes. `params` and
-    `columns` default to the registered example's; columns are repeated in turn over the texts.
+    `columns` default to the registered example's; columns are repeated in turn over the texts, by
+    default TEXTS and some that hold the words of the parameters.
     """
     subject = build(_spec(reward), params, columns=columns, texts=texts)
     for one in CHECKS.values():
@@ -62,7 +65,7 @@ def examine(
     params: Mapping[str, Any] | None = None,
     *,
     columns: Columns | None = None,
-    texts: Sequence[str] = TEXTS,
+    texts: Sequence[str] | None = None,
 ) -> list[Result]:
     """How every check of `check` goes, and before them whether the reward can be built and loaded.
 
@@ -89,7 +92,7 @@ def build(
     params: Mapping[str, Any] | None = None,
     *,
     columns: Columns | None = None,
-    texts: Sequence[str] = TEXTS,
+    texts: Sequence[str] | None = None,
 ) -> Subject:
     """The reward built and loaded, with a value of each column for each text; as in `check`.
 
@@ -115,9 +118,21 @@ def build(
     entry = RewardEntry(spec.kind.rpartition(".")[2], spec.kind, chosen, on_error="skip")
     built = compose.build(entry, spec)
     built.load()
+    words = _words_of(entry.params)
+    if texts is None:
+        texts = [*TEXTS, *(form.format(word) for word in words for form in ABOUT)]
     data = {name: [c[i % len(c)] for i in range(len(texts))] for name, c in given.items()}
     data |= {"prompts": [PROMPT] * len(texts), "completions": list(texts)}
-    return Subject(spec, built, data, {name: column[0] for name, column in given.items()})
+    first = {name: column[0] for name, column in given.items()}
+    return Subject(spec, built, data, first, words)
+
+
+def _words_of(params: Mapping[str, Any]) -> list[str]:
+    """The first few short texts among parameters, alone or in a list."""
+    values = [
+        v for value in params.values() for v in (value if isinstance(value, list) else [value])
+    ]
+    return [v for v in values if isinstance(v, str) and 0 < len(v) <= _SHORT][:_FEW]
 
 
 def _run(subject: Subject, name: str) -> Result:

@@ -2,6 +2,9 @@
 
 import json
 import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Any, NoReturn
 
 import jsonschema
@@ -10,11 +13,11 @@ from jsonschema.validators import extend, validator_for
 from pydantic import AfterValidator, Field
 from referencing import Registry
 
-from rewards.contract import RewardConfigError, Score
+from rewards.contract import RewardConfigError, Score, telescope
 from rewards.lexical import Order, distinct
 from rewards.patterns import Pattern, compile_pattern, encodable
 from rewards.registry import reward
-from rewards.words import whole_words
+from rewards.words import Word, joined_words, split_words
 
 Fewest = Annotated[int, Field(ge=0, description="fewest that are right")]
 Most = Annotated[int | None, Field(ge=0, description="most that are right; null: no bound")]
@@ -38,15 +41,15 @@ class WordCount:
     """1 where the completion has `min` to `max` words, falling linearly to 0 `slack` words outside.
 
     1 - distance / slack, at least 0; without slack 1 or 0. "don't" and "3.5" are one word each; in
-    scripts without spaces a character counts as a word.
+    scripts without spaces a character counts as a word. The credits are the value's differences
+    from word to word, negative behind the words beyond `max`.
     """
 
     def __init__(self, *, min: Fewest = 0, max: Most = None, slack: Slack = 0) -> None:
         self.min, self.max, self.slack = _range(min, max), max, slack
 
     def __call__(self, completions: list[str]) -> list[float]:
-        counts = [len(whole_words(text)) for text in completions]
-        return [_within(count, self.min, self.max, self.slack) for count in counts]
+        return [_by_count(_words(text), self.min, self.max, self.slack) for text in completions]
 
 
 @reward("structure.sentences", bounds=(0, 1), example={"min": 1, "max": 2, "slack": 1})
@@ -55,15 +58,15 @@ class Sentences:
 
     A sentence ends at . ! ? or an ellipsis before white space or the end; not behind an initial or
     a common abbreviation ("Dr."), nor at an ellipsis that goes on in lower case. A rest with a word
-    in it counts as one.
+    in it counts as one. The credits are the value's differences, each behind the first word of a
+    sentence: only there is it known that the one before is over.
     """
 
     def __init__(self, *, min: Fewest = 0, max: Most = None, slack: Slack = 0) -> None:
         self.min, self.max, self.slack = _range(min, max), max, slack
 
     def __call__(self, completions: list[str]) -> list[float]:
-        counts = [len(split_sentences(text)) for text in completions]
-        return [_within(count, self.min, self.max, self.slack) for count in counts]
+        return [_by_count(_openings(text), self.min, self.max, self.slack) for text in completions]
 
 
 def _range(low: int, high: int | None) -> int:
@@ -77,9 +80,43 @@ def _within(count: int, low: int, high: int | None, slack: int) -> float:
     return max(0.0, 1 - distance / slack) if slack else float(distance == 0)
 
 
+def _by_count(counted: Sequence[Word], low: int, high: int | None, slack: int) -> Score:
+    """The value of how many there are, with telescoped credit behind each."""
+    values = [_within(n, low, high, slack) for n in range(len(counted) + 1)]
+    steps = [(w.start, w.end, value) for w, value in zip(counted, values[1:], strict=True)]
+    return Score(values[-1], telescope(steps, values[0]))
+
+
+def _words(text: str) -> list[Word]:
+    """The first part of each whole word: behind it the word counts, whatever joins it."""
+    return [word for word, is_new in joined_words(text) if is_new]
+
+
+def _openings(text: str) -> list[Word]:
+    """The first word of each sentence."""
+    bounds = _boundaries(text)
+    piece, found = -1, []
+    for word in split_words(text):
+        at = bisect_right(bounds, word.start)
+        if at > piece:
+            found.append(word)
+        piece = at
+    return found
+
+
 def split_sentences(text: str) -> list[str]:
     """Sentences by punctuation, each with at least one word; see `Sentences`."""
-    pieces, start = [], 0
+    cuts = [0, *_boundaries(text), len(text)]
+    pieces = [text[start:end] for start, end in pairwise(cuts)]
+    return [piece.strip() for piece in pieces if split_words(piece)]
+
+
+def _boundaries(text: str) -> list[int]:
+    """Where a sentence is over, white space and closing quotes behind it included.
+
+    One before a word is known when the word begins: nothing behind that moves it.
+    """
+    found, start = [], 0
     for match in _SENTENCE_END.finditer(text):
         marks, following = match["marks"], text[match.end() : match.end() + 1]
         before = text[max(start, match.start() - _LONGEST) : match.start()]
@@ -87,9 +124,9 @@ def split_sentences(text: str) -> list[str]:
             continue
         if _TRAILING_OFF.fullmatch(marks) and following.islower():
             continue
-        pieces.append(text[start : match.end()])
         start = match.end()
-    return [piece.strip() for piece in [*pieces, text[start:]] if whole_words(piece)]
+        found.append(start)
+    return found
 
 
 @reward("structure.ends_cleanly", bounds=(0, 1), example={})
@@ -100,7 +137,8 @@ def ends_cleanly(
 ) -> list[float]:
     """1 where the completion ends with . ! or ?, quotes or brackets behind it allowed; else 0.
 
-    White space at the end does not matter. Trailing off is unclean unless `ellipsis` is set.
+    White space at the end does not matter. Trailing off is unclean unless `ellipsis` is set. All of
+    it goes to the last action: what stands before the end decides nothing.
     """
     return [float(_ends_cleanly(text, ellipsis)) for text in completions]
 
@@ -157,7 +195,8 @@ class JsonSchema:
     the schema refuses, 0 where it is no JSON.
 
     White space around it is allowed, a code fence is not, nor are NaN and Infinity. The schema's
-    patterns run in RE2, and references to other documents are not fetched.
+    patterns run in RE2, and references to other documents are not fetched. All of it goes to the
+    last action: no beginning of a text is JSON already.
     """
 
     def __init__(
@@ -189,7 +228,10 @@ def _refuse_constant(name: str) -> NoReturn:
 
 @reward("structure.format", bounds=(0, 1), example={"pattern": r"(?s)\s*\w.*\."})
 def format(completions: list[str], *, pattern: Pattern) -> list[float]:
-    """1 where the RE2 pattern matches the whole completion, else 0."""
+    """1 where the RE2 pattern matches the whole completion, else 0.
+
+    All of it goes to the last action: the whole text decides.
+    """
     compiled = compile_pattern(pattern)
     return [float(compiled.fullmatch(encodable(text)) is not None) for text in completions]
 

@@ -20,7 +20,8 @@ class Sentiment:
     `reviews`: probability of a positive film review, TF-IDF and logistic regression trained on
     labelled reviews (AUC 0.851 on held-out films); a text without a known word gets the
     base rate. `vader`: (compound + 1) / 2 of the VADER word list, 0.5 for none of its words (Hutto
-    and Gilbert 2014). Use one as the reward and the other, with weight 0, as its judge.
+    and Gilbert 2014). Use one as the reward and the other, with weight 0, as its judge. All of it
+    goes to the last action: neither is a sum over words (VADER weighs negations and emphasis).
     """
 
     def __init__(
@@ -110,7 +111,8 @@ class Readability:
     """Flesch reading ease of the completion, cut to 0..100 and divided by 100: 1 is easiest.
 
     206.835 - 1.015 words / sentences - 84.6 syllables / words (Flesch 1948, for English); pyphen's
-    hyphenation counts the syllables, too few rather than too many. 0 for a text without words.
+    hyphenation counts the syllables, too few rather than too many. 0 for a text without words. All
+    of it goes to the last action: over its first words the ratio jumps from 0 to 1 and back.
     """
 
     def __init__(

@@ -82,12 +82,20 @@ def split_words(text: str) -> list[Word]:
 def whole_words(text: str) -> list[str]:
     """Words as a reader counts them: "don't" and "3.5" are one each."""
     spans: list[list[int]] = []
-    for word in split_words(text):
-        if spans and _joins(text, spans[-1][1], word.start):
-            spans[-1][1] = word.end
-        else:
+    for word, is_new in joined_words(text):
+        if is_new:
             spans.append([word.start, word.end])
+        else:
+            spans[-1][1] = word.end
     return [text[start:end] for start, end in spans]
+
+
+def joined_words(text: str) -> Iterator[tuple[Word, bool]]:
+    """Each word, and whether it begins one of `whole_words` rather than going on in it."""
+    end = None
+    for word in split_words(text):
+        yield word, end is None or not _joins(text, end, word.start)
+        end = word.end
 
 
 def _joins(text: str, end: int, start: int) -> bool:

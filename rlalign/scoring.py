@@ -1,6 +1,7 @@
 """What a rollout is worth: rewards of its texts, credit of its tokens, the reference's opinion."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,6 +12,7 @@ from rewards.compose import RewardSet
 from rewards.contract import Span
 from rewards.trl_style import Logged, context
 from rlalign.masking import SumOverRanks, last_index, masked_moments, one_rank
+from rlalign.offsets import Offsets
 from rlalign.policy import Policy, evaluate_rollout, logprobs_only
 from rlalign.sections import ScoreSection
 from rlalign.types import Rollout, ScoredRollout
@@ -41,7 +43,8 @@ def score_rollout(
     raw = torch.as_tensor(output.score, dtype=torch.float32)
     finished = rollout.finished.cpu()
     score = potential(raw, finished, section)  # (B,)
-    spans = [clipped_spans(sample, section.clip) for sample in output.spans]
+    is_dense = section.credit == "spans"
+    spans = [clipped_spans(sample, section.clip) for sample in output.spans if is_dense]
     token_rewards = place_credit(rollout, score.to(device), spans, tokenizer)
     return ScoredRollout(
         rollout=rollout,
@@ -120,51 +123,31 @@ def place_credit(
     spans: Sequence[Sequence[Span]] = (),
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Tensor:
-    """(B, T) float32 rewards on actions that add up to `score` (B,).
+    """(B, T) float32 rewards on actions that add up to `score` (B,), to one rounding.
 
-    A span's credit lands on the token that brings the character at its `end`, the first from which
+    A span's credit lands on the token that fixes the character at its `end`, the first from which
     the match can no longer be undone; what spans leave over lands on the last action, EOS included.
     """
-    token_rewards = torch.zeros(rollout.response_ids.shape, device=score.device)
-    last = last_index(rollout.action_mask)  # (B,)
+    placed = torch.zeros(rollout.response_ids.shape)  # on the CPU: a span is a write of its own
+    last = last_index(rollout.action_mask).cpu()  # (B,)
+    offsets = Offsets(tokenizer) if tokenizer is not None and any(spans) else None
     for row, row_spans in enumerate(spans):
-        if not row_spans or tokenizer is None:
+        if not row_spans or offsets is None:
             continue
         ids = rollout.response_ids[row][rollout.response_mask[row]].tolist()
-        shown = characters_shown(ids, rollout.texts[row], tokenizer)
+        fixed = offsets.fixed(ids, rollout.texts[row])
         actions = rollout.action_mask[row].tolist()
         for span in row_spans:
-            token = next((t for t, n in enumerate(shown) if n > span.end), len(shown))
+            token = bisect_right(fixed, span.end)  # the first that fixes more characters than `end`
             # Credit that falls on a token the policy did not choose goes to its next action.
             token = next((t for t in range(token, len(ids)) if actions[t]), int(last[row]))
-            token_rewards[row, token] += span.credit
-    rows = torch.arange(len(score), device=score.device)
-    token_rewards[rows, last] += score - token_rewards.sum(1)
-    return token_rewards
-
-
-def characters_shown(
-    ids: Sequence[int], text: str, tokenizer: PreTrainedTokenizerBase
-) -> list[int]:
-    """How many characters of `text` stand fixed after each of its tokens `ids`.
-
-    By decoding every prefix, since a token can hold part of a character: what a prefix shows of an
-    unfinished one is a replacement mark, which does not match the text and so does not count.
-    """
-    prefixes = tokenizer.batch_decode(
-        [list(ids[: t + 1]) for t in range(len(ids))],
-        skip_special_tokens=True,
-        clean_up_tokenization_spaces=False,
-    )
-    return [common_prefix(prefix, text) for prefix in prefixes]
-
-
-def common_prefix(a: str, b: str) -> int:
-    """Length of the longest common prefix."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
+            placed[row, token] += span.credit
+    total = score.detach().cpu().double()
+    rows = torch.arange(len(total))
+    # In float64 and after the others are rounded, so that their errors end here too.
+    left = total - placed.double().sum(1)
+    placed[rows, last] = (placed[rows, last].double() + left).float()
+    return placed.to(score.device)
 
 
 def rollout_stats(

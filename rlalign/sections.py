@@ -143,6 +143,11 @@ class ScoreSection(Section):
     missing_eos_penalty: NonNegativeFloat = Field(
         0.0, description="subtracted from the score of a response without EOS; part of the target"
     )
+    credit: Literal["spans", "last"] = Field(
+        "spans",
+        description="where a response is paid: at the tokens that earned it, where its rewards say "
+        "so by spans, or `last`, all at its last token; the target is the same",
+    )
 
 
 class OptimSection(Section):

@@ -17,6 +17,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from rewards.lexical import contains, word_rate
 from rlalign.policy import Policy
 
 LETTERS = ("a", "b", "c", "d", "e")
@@ -145,6 +146,16 @@ def sparse(completions: list[str], **_: Any) -> list[float]:
 def dense(completions: list[str], **_: Any) -> list[float]:
     """The share of a response's letters that are 'c'."""
     return [text.count("c") / max(len(text.split()), 1) for text in completions]
+
+
+def hit(completions: list[str], **_: Any) -> list[float]:
+    """`sparse`, with its credit behind the words."""
+    return contains(completions, words=["d a"])
+
+
+def rate(completions: list[str], **_: Any) -> list[float]:
+    """`dense`, with the share's differences from letter to letter as credit."""
+    return word_rate(completions, words=["c"])
 
 
 def config(**sections: Mapping[str, Any]) -> dict[str, Any]:

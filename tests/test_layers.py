@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"rewards", "trl_bridge"},
     {"types", "problems", "overrides", "schema", "settle", "reward_settings", "config"}
-    | {"fields", "audit_section", "sections"}
+    | {"fields", "audit_section", "sections", "offsets"}
     | {"masking", "logprobs", "kl", "gae", "running", "files", "terminal", "redact", "startup"},
     {"prompts", "policy", "models", "ranks", "checkpoint", "metrics", "runs", "tracking"}
     | {"wandb_tracker"},

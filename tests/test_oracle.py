@@ -28,7 +28,10 @@ CASES = {  # reward, r / beta, temperature
     "sparse-3": (oracle.sparse, 3.0, 0.7),
     "sparse-10": (oracle.sparse, 10.0, 1.0),
     "dense-20": (oracle.dense, 20.0, 1.0),
+    "hit-1": (oracle.hit, 1.0, 1.0),
+    "rate-20": (oracle.rate, 20.0, 1.0),
 }
+WITHOUT_SPANS = ("sparse-1", "sparse-3", "sparse-10", "dense-20")
 
 
 def session_of(
@@ -38,9 +41,11 @@ def session_of(
     seed: int,
     placement: str = "score",
     iterations: int = ITERATIONS,
+    credit: str = "spans",
 ) -> Session:
     settings = oracle.config(
         kl={"coef": 1.0 / r_over_beta, "placement": placement},
+        score={"credit": credit},
         sampling={"max_new_tokens": oracle.MAX_LENGTH, "temperature": temperature},
         train={"iterations": iterations, "samples": SAMPLES, "seed": seed},
         optim={"schedule": "cosine", "warmup_iterations": 40},
@@ -122,7 +127,7 @@ def test_ppo_reaches_the_target_distribution() -> None:
 
 
 @pytest.mark.prove
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", WITHOUT_SPANS)
 def test_ppo_is_near_the_target_and_no_worse_than_a_plain_policy_gradient(case: str) -> None:
     found = [measured("ppo", ppo, case, seed) for seed in SEEDS]
     if case == "sparse-1":  # the case with stated limits, for the median seed
@@ -142,6 +147,25 @@ def test_ppo_whose_tokens_pay_for_themselves_is_near_the_target_a_little_later()
     found = [measured("ppo, by token", by_token, "sparse-1", seed) for seed in SEEDS]
     assert statistics.median(d.total_variation for d in found) <= 0.025
     assert statistics.median(d.reverse_kl for d in found) <= 0.003
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize(("case", "limit"), [("hit-1", 0.003), ("rate-20", 0.003)])
+def test_ppo_reaches_the_same_optimum_with_spans_and_without(case: str, limit: float) -> None:
+    """Same budget, that of tokens which pay for themselves: both are as near to the target."""
+    arms = [
+        [measured(f"ppo, {credit}", partial(ppo, credit=credit, iterations=440), case, seed)
+         for seed in SEEDS]
+        for credit in ("spans", "last")
+    ]  # fmt: skip
+    for found in arms:
+        assert statistics.median(d.reverse_kl for d in found) <= limit
+        assert statistics.median(d.total_variation for d in found) <= 0.025
+    with_spans, without = ([d.reverse_kl for d in found] for found in arms)
+    spread = math.hypot(statistics.stdev(with_spans), statistics.stdev(without))
+    gap = abs(statistics.mean(with_spans) - statistics.mean(without))
+    # Two standard errors of a difference, and a tenth of the limit for what they cannot tell.
+    assert gap <= 2 * spread / math.sqrt(len(SEEDS)) + limit / 10
 
 
 Method = Callable[[oracle.Reward, float, float, int], oracle.Distance]

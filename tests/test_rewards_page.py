@@ -25,7 +25,13 @@ def test_every_built_in_kind_has_a_section_with_its_parameters_and_notes():
     for kind, section in sections.items():
         for name in registry.get(kind).signature.annotations:
             assert f"\n| `{name}` |" in section
-        for word in ("- Bounds: ", "Cost: ", f"- Example: `{{kind: {kind}", "- Fooled by: "):
+        for word in (
+            "- Bounds: ",
+            "Cost: ",
+            "- Credit: ",
+            f"- Example: `{{kind: {kind}",
+            "- Fooled by: ",
+        ):
             assert word in section
 
 
@@ -34,6 +40,21 @@ def test_the_text_that_fools_a_reward_does(kind):
     params = dict(registry.get(kind).example)
     output = RewardSet([RewardEntry("it", kind, params)])([""], [NOTES[kind].trick])
     assert output.values[0, 0] == pytest.approx(NOTES[kind].value, abs=0.005)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in NOTES if NOTES[kind].cost == "words"])
+def test_the_page_says_which_kinds_return_spans(kind):
+    """The others are judged by models, whose opinion of a text is no sum over its words."""
+    params = dict(registry.get(kind).example)
+    data = {name: column[:1] * 2 for name, column in params.pop("data", {}).items()}
+    reward_set = RewardSet([RewardEntry("it", kind, params)])
+    texts = [
+        "She saw rain in outer space, the moon. Very, very, very, very long ago it was.",
+        "Rain.",
+    ]
+    ((spans, _),) = reward_set(["", ""], texts, data).own_spans
+    assert bool(spans) == NOTES[kind].spans
+    assert not any(NOTES[kind].spans for kind in NOTES if NOTES[kind].cost != "words")
 
 
 def test_costs_are_classes_that_the_page_explains():

@@ -10,14 +10,9 @@ from torch.testing import assert_close
 
 from rewards.compose import RewardSet
 from rewards.contract import Score, Span
+from rlalign.offsets import Offsets
 from rlalign.policy import Policy, evaluate_rollout, logprobs_only
-from rlalign.scoring import (
-    characters_shown,
-    place_credit,
-    potential,
-    score_given,
-    score_rollout,
-)
+from rlalign.scoring import place_credit, potential, score_given, score_rollout
 from rlalign.sections import ScoreSection
 from rlalign.types import Rollout
 
@@ -80,13 +75,13 @@ def test_characters_of_several_tokens_count_when_they_are_whole():
     assert credit("né", Span(0, 1, 1.0)) == [("©", 1.0)]
     text = "\U0001f680 b"
     ids = BYTES(text)["input_ids"]
-    assert characters_shown(ids, text, BYTES) == [0, 0, 0, 1, 2, 3]
+    assert Offsets(BYTES).fixed(ids, text) == [0, 0, 0, 1, 2, 3]
     assert credit(text, Span(0, 1, 1.0)) == [("Ġ", 1.0)]
 
 
-def test_characters_shown_count_code_points_and_leading_spaces():
+def test_fixed_characters_count_code_points_and_leading_spaces():
     text = " rain 雨"
-    assert characters_shown(BYTES(text)["input_ids"], text, BYTES) == [5, 6, 6, 6, 7]
+    assert Offsets(BYTES).fixed(BYTES(text)["input_ids"], text) == [5, 6, 6, 6, 7]
 
 
 def test_what_spans_leave_over_lands_on_the_last_action():

@@ -22,6 +22,7 @@ class Notes:
     fooled: str  # how the value rises without what was meant
     trick: str  # a text that does it under the example's settings
     value: float | None  # what the trick earns there; None where the model is one of yours
+    spans: bool = False  # whether it says which words earned it
 
 
 NOTES = {
@@ -46,6 +47,7 @@ NOTES = {
         "`rains` is not `rain`: list the forms that you mean.",
         "she outer space",
         1.0,
+        spans=True,
     ),
     "lexical.excludes": Notes(
         "words",
@@ -54,6 +56,7 @@ NOTES = {
         "shrink.",
         "Extremely nice, v3ry nice.",
         1.0,
+        spans=True,
     ),
     "lexical.word_rate": Notes(
         "words",
@@ -62,14 +65,15 @@ NOTES = {
         "`clip: [0, 0.2]`), `structure.repetition` and a least length beside it.",
         "rain rain rain",
         1.0,
+        spans=True,
     ),
     "lexical.pattern": Notes(
         "words",
         "Whatever the pattern allows by accident: with `\\w*` the longest nonsense, with `count` "
-        "the same match over and over. The credit lands on the last action: which words earned "
-        "it has to be found out.",
+        "the same match over and over.",
         "moonmoonmoon",
         1.0,
+        spans=True,
     ),
     "lexical.diversity": Notes(
         "words",
@@ -77,6 +81,7 @@ NOTES = {
         "rare words. It looks within one response only: every response may be the same.",
         "zebra quartz lamp onion",
         1.0,
+        spans=True,
     ),
     "structure.word_count": Notes(
         "words",
@@ -84,6 +89,7 @@ NOTES = {
         "never falls into the range sees nothing but 0.",
         "la la la la",
         1.0,
+        spans=True,
     ),
     "structure.sentences": Notes(
         "words",
@@ -91,6 +97,7 @@ NOTES = {
         "without a full stop are counted wrong, and rules about abbreviations are English.",
         "x.",
         1.0,
+        spans=True,
     ),
     "structure.ends_cleanly": Notes(
         "words",
@@ -120,6 +127,7 @@ NOTES = {
         "word is new. It looks within one response only: every response may be the same.",
         "rain rain rain",
         0.0,
+        spans=True,
     ),
     "style.sentiment": Notes(
         "small model",

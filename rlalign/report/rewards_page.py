@@ -55,6 +55,20 @@ example = "example_rewards"
 like the built-in ones. A plug-in that cannot be imported, or that defines a kind which is there
 already, is left out as a whole, with a warning that names both places.
 
+## Credit for words
+
+A reward may say which words earned it: `Score(1.0, [Span(start, end, 1.0)])`. What a span earns is
+paid at the token that fixes the character at its `end`, the rest at the last token; the sum is the
+score. The lists below say which kinds do so. PPO then need not find out which of forty tokens were
+meant; the optimum stays the same, as long as credit depends on nothing behind `text[: end + 1]`.
+
+- A sum of hits pays each where it is decided: `rain` at the space that rules out `rainbow`.
+- What is no sum, as a rate over the final length, pays differences: `telescope([(start, end, value
+  of the text up to here), ...])`. Shares of the final value would look ahead, and another optimum
+  would be learnt; `rlalign rewards test` tries other endings and names the character.
+- A model's opinion, a format, an ending and a combination are paid at the last token.
+- `score.credit: last` pays everything there: the same target, to compare with.
+
 ## When rewards are hacked
 
 PPO finds the cheapest text that scores. Each reward below says how it is fooled, with a text that
@@ -105,6 +119,7 @@ def _section(kind: str) -> str:
     facts = [
         f"### {kind}\n\n{spec.doc}\n",
         f"- Bounds: {bounds}. Reads: {reads}. Cost: {notes.cost}.",
+        f"- Credit: {'behind the words that earn it' if notes.spans else 'at the last token'}.",
         f"- Example: `{entry.strip()}`",
         f"- Fooled by: {notes.fooled}{_trick(notes)}",
     ]

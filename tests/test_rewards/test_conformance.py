@@ -1,8 +1,19 @@
 import random
+import re
 
 import pytest
 
-from rewards import RewardConfigError, RewardError, Score, Span, conformance, kinds, reward
+from rewards import (
+    RewardConfigError,
+    RewardEntry,
+    RewardError,
+    RewardSet,
+    Score,
+    Span,
+    conformance,
+    kinds,
+    reward,
+)
 from rewards.checks import CHECKS, EMOJI, LONG
 from rewards.conformance import Result, check, examine
 
@@ -23,7 +34,11 @@ def test_every_kind_keeps_the_contract(kind):
         ("lexical.excludes", {"words": ["rain", "very"], "mode": "count"}),
         ("lexical.word_rate", {"words": ["東京", "in order to", "cafe\u0301"]}),
         ("lexical.pattern", {"pattern": "o", "mode": "count"}),
+        ("lexical.pattern", {"pattern": r"(rain|moon)$|very good\b|^\W*$"}),
         ("lexical.diversity", {"n": 1}),
+        ("structure.word_count", {"min": 0, "max": 2}),
+        ("structure.word_count", {"min": 5, "slack": 3}),
+        ("structure.sentences", {"min": 2, "max": 2}),
         ("style.sentiment", {"backend": "vader"}),
         ("structure.ends_cleanly", {"ellipsis": True}),
     ],
@@ -37,28 +52,36 @@ def test_a_sequence_classifier_keeps_the_contract(classifier_directory, output):
     check("style.classifier", {"model": str(classifier_directory), "label": 2, "output": output})
 
 
-def test_the_lexical_rewards_are_causal_on_random_text():
+SPANS = [
+    ("lexical.contains", {"words": ["she", "rain", "outer space", "雨"]}),
+    ("lexical.excludes", {"words": ["she", "rain", "outer space", "雨"]}),
+    ("lexical.word_rate", {"words": ["she", "rain", "outer space", "雨"]}),
+    ("lexical.pattern", {"pattern": r"rain\b|she.{3}|^x|x$", "mode": "count"}),
+    ("lexical.diversity", {"n": 1}),
+    ("structure.word_count", {"min": 2, "max": 3, "slack": 2}),
+    ("structure.sentences", {"min": 1, "max": 2, "slack": 1}),
+    ("structure.repetition", {"n": 1}),
+]
+
+
+@pytest.mark.parametrize(("kind", "params"), SPANS)
+def test_rewards_with_spans_are_causal_on_random_text(kind, params):
     rng = random.Random(0)
-    pieces = [
-        "she",
-        "rain",
-        "outer",
-        " ",
-        " ",
-        " ",
-        "space",
-        "'s",
-        "-",
-        ".",
-        "雨",
-        "\u0301",
-        "🚀",
-        "x",
-        "_",
-    ]
+    pieces = ["she", "rain", "outer", " ", " ", " ", "space", "'s", "-", ".", ". ", "!\u201d ",
+              "...", "Dr. ", "3", "雨", "。", "\u0301", "🚀", "x", "_", "\u2026"]  # fmt: skip
     texts = ["".join(rng.choices(pieces, k=rng.randint(0, 14))) for _ in range(60)]
-    for kind in ("contains", "excludes", "word_rate"):
-        check(f"lexical.{kind}", {"words": ["she", "rain", "outer space", "雨"]}, texts=texts)
+    check(kind, params, texts=texts)
+
+
+@pytest.mark.parametrize(("kind", "params"), SPANS)
+def test_the_spans_pay_the_whole_value_behind_words(kind, params):
+    """So that all but what an empty text earns, or the words at its end, is paid before the end."""
+    text = "She said. The rain, the rain! Dr. X saw rain in outer space twice. It's raining x."
+    entry = RewardEntry("it", kind, params)
+    value, empty = RewardSet([entry])(["", ""], [text, ""]).values[:, 0]
+    (spans,) = RewardSet([entry])([""], [text]).own_spans[0]
+    assert len(spans) > 0 and all(0 <= span.end < len(text) for span in spans)
+    assert sum(span.credit for span in spans) == pytest.approx(value - empty)
 
 
 def fails(function, message, **options):
@@ -119,6 +142,49 @@ def test_credit_that_looks_ahead_is_found():
 
     fails(by_length, "is not causal")
     fails(substring, "is not causal", texts=["a rain b"])
+
+
+def test_credit_before_a_word_is_over_is_found_for_words_that_no_text_holds():
+    """The parameters say what a reward looks for: zebra, which may still become zebras."""
+
+    @reward("own.early", example={"words": ["zebra"]})
+    def early(completions: list[str], *, words: list[str]) -> list[float]:
+        hits = [re.search(rf"\b({'|'.join(words)})\b", text) for text in completions]
+        return [Score(1.0, [Span(h.start(), h.end() - 1, 1.0)]) if h else 0.0 for h in hits]
+
+    @reward("own.late", example={"words": ["zebra"]})
+    def late(completions: list[str], *, words: list[str]) -> list[float]:
+        hits = [re.search(rf"\b({'|'.join(words)})\b", text) for text in completions]
+        return [Score(1.0, [Span(h.start(), h.end(), 1.0)]) if h else 0.0 for h in hits]
+
+    fails("own.early", "is not causal")
+    check("own.late")
+
+
+def test_credit_for_what_will_not_come_is_found():
+    @reward("own.promise", example={"words": ["zebra"]})
+    def promise(completions: list[str], *, words: list[str]) -> list[float]:
+        """1 at the first word for a text that will hold none of the words."""
+        clean = [not any(word in text for word in words) for text in completions]
+        return [
+            Score(1.0, [Span(0, 1, 1.0)]) if good and len(text) > 1 else 0.0
+            for good, text in zip(clean, completions, strict=True)
+        ]
+
+    fails("own.promise", "is not causal")
+
+
+def test_credit_that_goes_wrong_late_in_a_text_is_found():
+    """Right for the first 60 words of a text, and by the final length from there on."""
+
+    def late(completions):
+        return [
+            Score(0.0, [Span(m.start(), m.end(), 1.0 if i < 60 else 1 / len(text))
+                        for i, m in enumerate(re.finditer(r"[a-z]+", text))])
+            for text in completions
+        ]  # fmt: skip
+
+    fails(late, "is not causal", texts=["rain " * 100])
 
 
 def test_columns_come_from_the_example_or_the_call():
