@@ -112,7 +112,7 @@ class Trained:
 
     `rlalign rewards train --kind style` makes the folder from texts with labels. With `log_odds`
     the value is unbounded and has a slope where the probability is close to 0 or 1. An empty text
-    gets about the label's share in the training data under `--method tfidf`.
+    gets a value too, which says nothing.
     """
 
     def __init__(

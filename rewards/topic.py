@@ -163,7 +163,7 @@ class Trained:
 
     `rlalign rewards train` makes the folder from texts with labels. With `log_odds` the value is
     unbounded and has a slope where the probability is close to 0 or 1. A blank text, or one without
-    a known word under `--method tfidf`, gets about the label's share in the training data.
+    a known word under `--method tfidf`, gets a value too, which says nothing.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """A transformers encoder fine-tuned on labelled texts, through transformers' own Trainer."""
 
 import math
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +39,13 @@ def fine_tune(
     Raises ConfigError where the base cannot be loaded.
     """
     import torch
-    from transformers import DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
+    from transformers import (
+        DataCollatorWithPadding,
+        PrinterCallback,
+        Trainer,
+        TrainingArguments,
+        set_seed,
+    )
 
     set_seed(how.seed)  # the new head is drawn here
     tokenizer, network = _load(how.base, labels)
@@ -60,7 +67,7 @@ def fine_tune(
         )
         return each.mean()
 
-    with tempfile.TemporaryDirectory() as scratch, quiet_transformers():
+    with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,
             num_train_epochs=epochs,
@@ -73,16 +80,19 @@ def fine_tune(
             save_strategy="no",
             logging_strategy="no",
             report_to=[],
-            disable_tqdm=True,
+            disable_tqdm=not sys.stderr.isatty(),
             dataloader_pin_memory=False,
         )
-        result = Trainer(
+        trainer = Trainer(
             model=network,
             args=arguments,
             train_dataset=data,
             data_collator=DataCollatorWithPadding(tokenizer),
             compute_loss_func=loss,
-        ).train()
+        )
+        trainer.remove_callback(PrinterCallback)  # it prints dictionaries where there is no bar
+        result = trainer.train()
+    with quiet_transformers():
         network.save_pretrained(out)
         tokenizer.save_pretrained(out)
     chosen = {"epochs": epochs, "lr": how.lr, "batch_size": how.batch_size, "max_length": limit}

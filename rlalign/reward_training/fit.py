@@ -5,9 +5,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rewards import classifiers, trained
+from rewards import classifier_folder, classifiers
+from rewards.classifier_folder import About
 from rewards.contract import RewardConfigError
-from rewards.trained import About
 from rlalign.problems import ConfigError
 from rlalign.reward_training import encoder, linear
 from rlalign.reward_training.examples import Examples, Split
@@ -39,17 +39,19 @@ def fit(settings: Settings, examples: Examples, parts: Split, folder: Path) -> A
     if settings.method == "tfidf":
         features = settings.features or ("words" if settings.kind == "topic" else "characters")
         vectorizer = linear.fit_vectorizer(texts, features)
-        head = linear.fit_head(
-            vectorizer.transform(texts), parts.train, labels, settings.balanced, settings.seed
-        )
+        featurise = linear.tfidf_parts(texts, features)
+        head = linear.fit_head(featurise, parts.train, labels, settings.balanced, settings.seed)
         save_weights(folder, head, idf=vectorizer.idf_)
         terms = vectorizer.get_feature_names_out().tolist()
-        write_json(folder / trained.VOCABULARY, terms, indent=None)
+        write_json(folder / classifier_folder.VOCABULARY, terms, indent=None)
         chosen = {"features": len(terms), **_selection(head)}
     elif settings.method == "embedding":
         embedder = locate(settings.model or MODEL)
         vectors = _encode(embedder, texts)
-        head = linear.fit_head(vectors, parts.train, labels, settings.balanced, settings.seed)
+        head = linear.fit_head(
+            lambda seen, unseen: (vectors[seen], vectors[unseen]),
+            *(parts.train, labels, settings.balanced, settings.seed),
+        )
         save_weights(folder, head)
         chosen = {"features": vectors.shape[1], **_selection(head)}
     else:
@@ -62,10 +64,10 @@ def fit(settings: Settings, examples: Examples, parts: Split, folder: Path) -> A
             balanced=settings.balanced,
             seed=settings.seed,
         )
-        chosen = encoder.fine_tune(how, parts.train, labels, folder / trained.ENCODER)
+        chosen = encoder.fine_tune(how, parts.train, labels, folder / classifier_folder.ENCODER)
         max_length = chosen["max_length"]
     return About(
-        format=trained.FORMAT,
+        format=classifier_folder.FORMAT,
         kind=settings.kind,
         method=settings.method,
         labels=labels,

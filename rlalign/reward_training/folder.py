@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards import trained
-from rewards.trained import About, Probe, TrainedClassifier
+from rewards import classifier_folder, trained
+from rewards.classifier_folder import About, Probe
+from rewards.trained import TrainedClassifier
 from rlalign.problems import ConfigError
 from rlalign.reward_training.linear import Head
 
@@ -25,7 +26,7 @@ def writing(out: Path, overwrite: bool) -> Iterator[Path]:
     Only an empty folder, or a classifier with `overwrite`, is replaced.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        if not (out / trained.ABOUT).is_file():
+        if not (out / classifier_folder.ABOUT).is_file():
             raise ConfigError(
                 f"--out {out} is there and is no classifier of `rlalign rewards train`; name "
                 "another folder"
@@ -59,7 +60,7 @@ def save_weights(folder: Path, head: Head, **more: NDArray[np.float64]) -> None:
 
     tensors = {"coef": head.coef, "intercept": head.intercept, **more}
     contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    save_file(contiguous, folder / trained.WEIGHTS)
+    save_file(contiguous, folder / classifier_folder.WEIGHTS)
 
 
 def write_json(path: Path, content: object, indent: int | None = 1) -> None:
@@ -91,4 +92,4 @@ def seal(folder: Path, about: About) -> TrainedClassifier:
 
 def _write_about(folder: Path, about: About) -> None:
     told: dict[str, Any] = about.model_dump(exclude_none=True)
-    write_json(folder / trained.ABOUT, told)
+    write_json(folder / classifier_folder.ABOUT, told)

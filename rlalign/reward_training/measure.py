@@ -21,6 +21,7 @@ Floats = NDArray[np.float64]
 DEFINITIONS = {
     "accuracy_95": "Wilson's 95% interval of the accuracy, from the number of texts alone",
     "baseline": "accuracy of always answering the label that is most frequent in training",
+    "baseline_log_loss": "log loss of always giving the labels' shares in training",
     "macro_f1": "mean of the labels' F1",
     "auc": "area under the ROC curve; of more than two labels the mean of each against the rest",
     "ece": f"expected calibration error of the label that is predicted, {BINS} equal bins",

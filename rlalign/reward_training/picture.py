@@ -58,7 +58,7 @@ def draw_reliability(ax: Axes, report: Mapping[str, Any]) -> None:
     low, high = wilson(y, n)
     ax.errorbar(
         x, y, yerr=[y - low, high - y], fmt="o-", ms=5, lw=1.8, color=BLUE, mfc="white", mew=1.5,
-        elinewidth=1.2, capsize=2.5, label="held-out texts, 95% interval", zorder=3,
+        elinewidth=1.2, capsize=2.5, label="held-out texts, 95% interval", zorder=3, clip_on=False,
     )  # fmt: skip
     for middle, count in zip(middles, n, strict=True):
         ax.annotate(f"{count}", (middle, 0.01), ha="center", fontsize=7.5, color="#777777")

@@ -1,12 +1,13 @@
 """From labelled examples to a classifier in a folder, with what it is worth on held-out texts."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rewards import classifiers
-from rewards.trained import About
+from rewards.classifier_folder import About
 from rlalign.reward_training import measure, picture
 from rlalign.reward_training.examples import Split, counts, read_examples, split
 from rlalign.reward_training.fit import fit
@@ -46,7 +47,7 @@ def train_classifier(settings: Settings) -> Trained:
         for label, numbers in measured["labels"].items():
             report["labels"][label] |= numbers
         report |= {key: value for key, value in measured.items() if key != "labels"}
-        report["held_out"]["baseline"] = baseline(parts)
+        report["held_out"] |= baseline(settings, parts)
         report["speed"] = measure.speed(classifier, texts)
         report = rounded(report) | {"definitions": measure.DEFINITIONS}
         picture.draw(report, truth, probabilities, folder / PICTURE)
@@ -68,11 +69,20 @@ def describe(settings: Settings, about: About, parts: Split) -> dict[str, Any]:
     }
 
 
-def baseline(parts: Split) -> float:
-    """Accuracy on the held-out texts of the label that is most frequent in training."""
-    learnt = counts(parts.train)
+def baseline(settings: Settings, parts: Split) -> dict[str, float]:
+    """What answering without reading gets on the held-out texts: accuracy and log loss.
+
+    The answer is the label that is most frequent in training, its probability the labels' shares
+    there; under `balanced` all shares, and weights, are equal.
+    """
+    learnt, held_out = counts(parts.train), counts(parts.held_out)
     common = max(sorted(learnt), key=lambda label: learnt[label])
-    return counts(parts.held_out)[common] / len(parts.held_out)
+    shares = {label: n / len(parts.train) for label, n in learnt.items()}
+    loss = -sum(n * math.log(shares[label]) for label, n in held_out.items()) / len(parts.held_out)
+    return {
+        "baseline": held_out[common] / len(parts.held_out),
+        "baseline_log_loss": math.log(len(learnt)) if settings.balanced else loss,
+    }
 
 
 def notes(settings: Settings, parts: Split, report: dict[str, Any]) -> Iterator[str]:
@@ -84,10 +94,11 @@ def notes(settings: Settings, parts: Split, report: dict[str, Any]) -> Iterator[
             f"only {texts} texts were held out: the accuracy may be anything from {low:.2f} to "
             f"{high:.2f}"
         )
-    if low <= numbers["baseline"]:
+    if low <= numbers["baseline"] or numbers["log_loss"] >= numbers["baseline_log_loss"]:
         yield (
-            "the accuracy is hardly above that of always answering the most frequent label: as a "
-            "reward it would teach noise; add examples or try another --method"
+            f"it is hardly better than answering without reading (accuracy "
+            f"{numbers['baseline']:.3f}, log loss {numbers['baseline_log_loss']:.3f}): as a reward "
+            "it would teach noise; add examples or try another --method"
         )
     learnt = counts(parts.train)
     if not settings.balanced and max(learnt.values()) >= UNEVEN * min(learnt.values()):
