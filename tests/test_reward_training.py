@@ -21,7 +21,10 @@ from rlalign.reward_training.training import train_classifier
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "experiments" / "data" / "labelled.jsonl"
-WORDS = {"sea": "ship wave harbour sail tide".split(), "farm": "cow barn field plough hay".split()}
+WORDS = {
+    "sea": ["ship", "wave", "harbour", "sail", "tide"],
+    "farm": ["cow", "barn", "field", "plough", "hay"],
+}
 
 
 def rows(each=8, labels=("sea", "farm")):
@@ -132,7 +135,7 @@ def test_labels_that_cannot_be_learnt_are_refused(tmp_path, pairs, fault):
 def test_a_file_that_cannot_be_read_is_refused(tmp_path, name):
     (tmp_path / "folder.jsonl").mkdir()
     (tmp_path / "data.txt").write_text("a")
-    with pytest.raises(ConfigError, match="there is no such file|not a .jsonl|cannot be read"):
+    with pytest.raises(ConfigError, match=r"there is no such file|not a \.jsonl|cannot be read"):
         read_examples(tmp_path / name, "text", "label")
 
 
@@ -284,7 +287,9 @@ def test_the_speed_is_the_batch_over_the_median_of_the_timed_calls(monkeypatch):
 
 
 def settings(folder, content=None, **options):
-    return Settings(write(folder, rows() if content is None else content), folder / "out", **options)
+    return Settings(
+        write(folder, rows() if content is None else content), folder / "out", **options
+    )
 
 
 def test_a_folder_holds_the_classifier_its_report_and_its_picture(tmp_path):
@@ -377,13 +382,17 @@ def test_noise_uneven_labels_and_contradictions_are_remarked_on(tmp_path):
 # -- the command ----------------------------------------------------------------------------------
 
 
-def test_the_example_of_the_command_works_and_its_lines_can_be_pasted(tmp_path, monkeypatch, capsys):
+def test_the_example_of_the_command_works_and_its_lines_can_be_pasted(
+    tmp_path, monkeypatch, capsys
+):
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     monkeypatch.chdir(tmp_path)
     assert main(shlex.split(command.EXAMPLE)[1:]) == 0
     out = capsys.readouterr().out
     numbers = json.loads(Path("runs/classifiers/style/report.json").read_text())["held_out"]
-    assert f"accuracy     {numbers['accuracy']:.3f}   (always the most frequent label: 0.500)" in out
+    assert (
+        f"accuracy     {numbers['accuracy']:.3f}   (always the most frequent label: 0.500)" in out
+    )
     pasted = yaml.safe_load(out[out.index("To reward a label") :].split("\n", 1)[1])
     assert list(pasted) == ["casual", "formal"]
     rewards = RewardSet(parse_entries(pasted))
