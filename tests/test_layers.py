@@ -24,6 +24,13 @@ LAYERS = [
         f"report.{name}"
         for name in ("visible", "live", "card", "plots", "configuration_page", "rewards_page")
     },
+    {
+        f"reward_training.{name}"
+        for name in (
+            *("settings", "examples", "linear", "encoder", "folder", "fit", "measure", "picture"),
+            *("training", "command"),
+        )
+    },
     {"loop"},
     {"api", "ppo", "measure", "reward_tools", "cli", "__main__", "__init__"},
 ]

@@ -348,6 +348,7 @@ def test_a_training_that_fails_leaves_nothing_and_harms_nothing(tmp_path, monkey
         ({"model": "x"}, "--model x belongs to --method embedding or encoder, and the method is"),
         ({"method": "embedding", "features": "words"}, "--features words belongs to --method tfid"),
         ({"method": "embedding", "max_length": 9}, "--max-length 9 belongs to --method encoder,"),
+        ({"method": "encoder", "lr": 0.0}, "--lr 0 must lie between 0 and 1; 5e-05 is usual"),
         ({"held_out": 0.9}, "--held-out 0.9 is the share of texts to measure on; give 0.05 to"),
         ({"label": "text"}, "--text text and --label text are the same column; name two"),
         ({"method": "embedding", "model": "./none"}, "--model='./none': there is no such directo"),

@@ -213,6 +213,11 @@ rlalign rewards bench my.questions --reward_files my_rewards.py
 - `bench` measures texts a second, loading time and memory, each reward in a process of its own. It
   fetches nothing: what has no model at hand is listed as skipped.
 
+## A classifier from your own examples
+
+`rlalign rewards train` makes one from texts with labels; `topic.trained` and `style.trained` below
+open it. [classifiers.md](classifiers.md) shows it from the file to the run.
+
 ## Rewards in a package
 
 A package of yours adds rewards to every configuration on the machine through an entry point in the

@@ -17,58 +17,70 @@ EXAMPLE = (
 )
 PASTED = 4  # labels that get a line to paste
 
+Data = Annotated[Path, typer.Option(help="Labelled texts: .jsonl, .csv or .tsv.")]
+Out = Annotated[Path, typer.Option(help="The folder to write; it must not be there.")]
+Text = Annotated[str, typer.Option(help="The column of the texts.")]
+Label = Annotated[str, typer.Option(help="The column of the labels.")]
+Kind = Annotated[given.Kind, typer.Option(help="What the labels are about: the reward's family.")]
+Method = Annotated[
+    given.Method,
+    typer.Option(
+        help="TF-IDF or sentence embeddings under a logistic regression, or a fine-tuned encoder."
+    ),
+]
+Features = Annotated[
+    given.Features | None,
+    typer.Option(help="tfidf: what is counted; words for a topic, characters for a style."),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="embedding: a sentence-transformers model; encoder: the base to fine-tune; "
+        f"embedded, hub id or path. {given.MODEL} if left out."
+    ),
+]
+Epochs = Annotated[
+    int | None,
+    typer.Option(min=1, help="encoder: passes over the data; if left out, by its size."),
+]
+Lr = Annotated[
+    float | None, typer.Option(help=f"encoder: learning rate; {given.LR:g} if left out.")
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, help=f"encoder: texts a step; {given.BATCH_SIZE} if left out."),
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(min=1, help=f"encoder: tokens read; {given.MAX_LENGTH} if left out."),
+]
+HeldOut = Annotated[
+    float, typer.Option(help="Share of each label's texts that is only measured on.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of the split and of all that is random.")]
+Balanced = Annotated[
+    bool, typer.Option("--balanced", help="Train as if all labels were equally frequent.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a classifier that is there.")]
+
 
 def train(
-    data: Annotated[Path, typer.Option(help="Labelled texts: .jsonl, .csv or .tsv.")],
-    out: Annotated[Path, typer.Option(help="The folder to write; it must not be there.")],
-    text: Annotated[str, typer.Option(help="The column of the texts.")] = "text",
-    label: Annotated[str, typer.Option(help="The column of the labels.")] = "label",
-    kind: Annotated[
-        given.Kind, typer.Option(help="What the labels are about: the reward's family.")
-    ] = "topic",
-    method: Annotated[
-        given.Method,
-        typer.Option(
-            help="TF-IDF or sentence embeddings under a logistic regression, or a fine-tuned "
-            "encoder."
-        ),
-    ] = "tfidf",
-    features: Annotated[
-        given.Features | None,
-        typer.Option(help="tfidf: what is counted; words for a topic, characters for a style."),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="embedding: a sentence-transformers model; encoder: the base to fine-tune; "
-            f"embedded, hub id or path. {given.MODEL} if left out."
-        ),
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(min=1, help="encoder: passes over the data; if left out, by its size."),
-    ] = None,
-    lr: Annotated[
-        float | None, typer.Option(help=f"encoder: learning rate; {given.LR:g} if left out.")
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help=f"encoder: texts a step; {given.BATCH_SIZE} if left out."),
-    ] = None,
-    max_length: Annotated[
-        int | None,
-        typer.Option(min=1, help=f"encoder: tokens read; {given.MAX_LENGTH} if left out."),
-    ] = None,
-    held_out: Annotated[
-        float, typer.Option(help="Share of each label's texts that is only measured on.")
-    ] = 0.2,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split and of all that is random.")] = 0,
-    balanced: Annotated[
-        bool, typer.Option("--balanced", help="Train as if all labels were equally frequent.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a classifier that is there.")
-    ] = False,
+    data: Data,
+    out: Out,
+    text: Text = "text",
+    label: Label = "label",
+    kind: Kind = "topic",
+    method: Method = "tfidf",
+    features: Features = None,
+    model: Model = None,
+    epochs: Epochs = None,
+    lr: Lr = None,
+    batch_size: BatchSize = None,
+    max_length: MaxLength = None,
+    held_out: HeldOut = 0.2,
+    seed: Seed = 0,
+    balanced: Balanced = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Train a topic or style classifier from your own labelled texts, and measure it."""
     from rlalign.reward_training.training import train_classifier

@@ -3,7 +3,7 @@
 import math
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,7 @@ def fine_tune(
 
     Raises ConfigError where the base cannot be loaded.
     """
-    import torch
-    from transformers import (
-        DataCollatorWithPadding,
-        PrinterCallback,
-        Trainer,
-        TrainingArguments,
-        set_seed,
-    )
+    from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, set_seed
 
     set_seed(how.seed)  # the new head is drawn here
     tokenizer, network = _load(how.base, labels)
@@ -57,46 +50,63 @@ def fine_tune(
     ]
     steps = math.ceil(len(rows) / how.batch_size)  # of one pass
     epochs = how.epochs or min(max(math.ceil(STEPS / steps), LEAST_EPOCHS), MOST_EPOCHS)
-    by_label = dict(zip(targets, label_weights(np.array(targets), how.balanced), strict=True))
-    weight = torch.tensor([by_label[i] for i in range(len(labels))], dtype=torch.float32)
-
-    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        # The default divides by the sum of weights, which would let batches differ in size.
-        each = torch.nn.functional.cross_entropy(
-            outputs.logits, labels, weight.to(outputs.logits.device), reduction="none"
-        )
-        return each.mean()
-
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = TrainingArguments(
-            output_dir=scratch,
-            num_train_epochs=epochs,
-            learning_rate=how.lr,
-            per_device_train_batch_size=how.batch_size,
-            warmup_steps=math.ceil(0.1 * epochs * steps),
-            weight_decay=0.01,
-            seed=how.seed,
-            data_seed=how.seed,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=not sys.stderr.isatty(),
-            dataloader_pin_memory=False,
-        )
         trainer = Trainer(
             model=network,
-            args=arguments,
+            args=_arguments(how, epochs, steps, scratch),
             train_dataset=data,
             data_collator=DataCollatorWithPadding(tokenizer),
-            compute_loss_func=loss,
+            compute_loss_func=_weighted_loss(targets, how.balanced),
         )
         trainer.remove_callback(PrinterCallback)  # it prints dictionaries where there is no bar
         result = trainer.train()
     with quiet_transformers():
         network.save_pretrained(out)
         tokenizer.save_pretrained(out)
-    chosen = {"epochs": epochs, "lr": how.lr, "batch_size": how.batch_size, "max_length": limit}
-    return chosen | {"train_loss": round(float(result.training_loss), 4)}
+    chosen = {"base": how.base, "epochs": epochs, "lr": how.lr, "batch_size": how.batch_size}
+    return chosen | {"max_length": limit, "train_loss": round(float(result.training_loss), 4)}
+
+
+def _arguments(how: FineTuning, epochs: int, steps: int, scratch: str) -> Any:
+    """Nothing is logged, reported or saved along the way."""
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=scratch,
+        num_train_epochs=epochs,
+        learning_rate=how.lr,
+        per_device_train_batch_size=how.batch_size,
+        warmup_steps=math.ceil(0.1 * epochs * steps),
+        weight_decay=0.01,
+        seed=how.seed,
+        data_seed=how.seed,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=not sys.stderr.isatty(),
+        dataloader_pin_memory=False,
+    )
+
+
+def _weighted_loss(targets: Sequence[int], balanced: bool) -> Callable[..., Any]:
+    """Cross-entropy, each label with its weight, over the texts of a batch.
+
+    torch's own weighted mean divides by the batch's weights: a batch of frequent labels alone would
+    then count as much as one with rare ones.
+    """
+    import torch
+
+    by_label = dict(zip(targets, label_weights(np.array(targets), balanced), strict=True))
+    weight = torch.tensor([by_label[i] for i in sorted(by_label)], dtype=torch.float32)
+
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        logits = outputs.logits
+        each = torch.nn.functional.cross_entropy(
+            logits, labels, weight.to(logits.device), reduction="none"
+        )
+        return each.mean()
+
+    return loss
 
 
 def _load(base: str, labels: Sequence[str]) -> tuple[Any, Any]:

@@ -58,7 +58,7 @@ def fit(settings: Settings, examples: Examples, parts: Split, folder: Path) -> A
         how = encoder.FineTuning(
             base=locate(settings.model or MODEL),
             epochs=settings.epochs,
-            lr=settings.lr or LR,
+            lr=LR if settings.lr is None else settings.lr,
             batch_size=settings.batch_size or BATCH_SIZE,
             max_length=settings.max_length or MAX_LENGTH,
             balanced=settings.balanced,

@@ -61,6 +61,8 @@ def check(settings: Settings) -> None:
             f"--held-out {settings.held_out:g} is the share of texts to measure on; give "
             f"{low:g} to {high:g}"
         )
+    if settings.lr is not None and not 0 < settings.lr < 1:
+        raise ConfigError(f"--lr {settings.lr:g} must lie between 0 and 1; {LR:g} is usual")
     if settings.text == settings.label:
         raise ConfigError(
             f"--text {settings.text} and --label {settings.label} are the same column; name two"

@@ -210,7 +210,7 @@ def test_numbers_and_truth_values_name_labels_as_json_writes_them(own):
 
 def refused(folder, message):
     with pytest.raises(RewardConfigError) as caught:
-        open_classifier(str(folder))
+        read_classifier(str(folder))
     assert str(caught.value).startswith(f"path={str(folder)!r}") and message in str(caught.value)
 
 
