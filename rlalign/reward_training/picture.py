@@ -65,7 +65,8 @@ def draw_reliability(ax: Axes, report: Mapping[str, Any]) -> None:
     numbers = report["held_out"]
     title = f"Calibration: ECE {numbers['ece']:.3f}, Brier {numbers['brier']:.3f}"
     _dress(ax, title, "probability of the predicted label", "share of these that are right")
-    ax.legend(frameon=False, fontsize=8, loc="upper left")
+    # Below the axes: intervals of few texts leave no place inside.
+    ax.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
 
 
 def draw_roc(ax: Axes, labels: Sequence[str], truth: Floats, probabilities: Floats) -> None:
