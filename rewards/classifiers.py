@@ -25,6 +25,11 @@ def set_device(device: str) -> None:
     _device = device
 
 
+def device() -> str:
+    """Where models that are loaded now run."""
+    return _device
+
+
 def needs(module: str, extra: str) -> Any:
     """An optional library's module, or how to install it."""
     try:

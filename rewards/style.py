@@ -10,6 +10,7 @@ from rewards.classifiers import SequenceClassifier
 from rewards.contract import RewardConfigError
 from rewards.registry import reward
 from rewards.structure import split_sentences
+from rewards.trained import ClassifierLabel, ClassifierPath, LabelScorer, LogOdds
 from rewards.words import whole_words
 
 
@@ -104,6 +105,27 @@ class Classifier:
     @property
     def _classifier(self) -> SequenceClassifier:
         return classifiers.sequence_classifier(self.model, self.trust)
+
+
+@reward("style.trained", example={"path": "example-styles", "label": "formal"})
+class Trained:
+    """Probability, from 0 to 1, of `label` under a classifier that learnt from your examples.
+
+    `rlalign rewards train --kind style` makes the folder from texts with labels. With `log_odds`
+    the value is unbounded and has a slope where the probability is close to 0 or 1. An empty text
+    gets a value too, which says nothing.
+    """
+
+    def __init__(
+        self, *, path: ClassifierPath, label: ClassifierLabel, log_odds: LogOdds = False
+    ) -> None:
+        self.scorer = LabelScorer(path, label, log_odds)
+
+    def load(self) -> None:
+        self.scorer.load()
+
+    def __call__(self, completions: list[str]) -> list[float]:
+        return self.scorer(completions)
 
 
 @reward("style.readability", bounds=(0, 1), example={})

@@ -11,6 +11,7 @@ from rewards.classifiers import Embedder, Floats, SequenceClassifier
 from rewards.contract import RewardConfigError
 from rewards.registry import reward
 from rewards.schema import nearest
+from rewards.trained import ClassifierLabel, ClassifierPath, LabelScorer, LogOdds
 
 EmbeddingModel = Annotated[
     str, Field(min_length=1, description="a sentence-transformers model: embedded, hub id or path")
@@ -154,3 +155,29 @@ class Classifier:
     def _label_vectors(self) -> Floats:
         filled = [self.template.replace("{}", label) for label in self.labels]
         return classifiers.embedder(self.model).encode(filled)  # (labels, D)
+
+
+@reward("topic.trained", example={"path": "example-topics", "label": "space"})
+class Trained:
+    """Probability, from 0 to 1, of `label` under a classifier that learnt from your examples.
+
+    `rlalign rewards train` makes the folder from texts with labels. With `log_odds` the value is
+    unbounded and has a slope where the probability is close to 0 or 1. A blank text, or one without
+    a known word under `--method tfidf`, gets a value too, which says nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: ClassifierPath,
+        label: ClassifierLabel,
+        log_odds: LogOdds = False,
+        include_prompt: IncludePrompt = False,
+    ) -> None:
+        self.scorer, self.include_prompt = LabelScorer(path, label, log_odds), include_prompt
+
+    def load(self) -> None:
+        self.scorer.load()
+
+    def __call__(self, prompts: list[str], completions: list[str]) -> list[float]:
+        return self.scorer(_texts(prompts, completions, self.include_prompt))

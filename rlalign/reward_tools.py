@@ -1,4 +1,4 @@
-"""`rlalign rewards …`: list, explain, test, time and try out rewards."""
+"""`rlalign rewards …`: list, explain, test, time, train and try out rewards."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlalign.report.visible import visible
+from rlalign.reward_training import command
 from rlalign.startup import QUICKSTART
 from rlalign.terminal import plain_text, printable
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from rewards.contract import Span
 
 rewards_app = typer.Typer(
-    help="List, explain, test, time and try out rewards.",
+    help="List, explain, test, time, train and try out rewards.",
     epilog="Example: rlalign rewards list",
     rich_markup_mode=None,
     invoke_without_command=True,
@@ -130,6 +131,9 @@ def bench(
     _console().print(_costs_table(outcomes))
     if any(isinstance(one, bench.NotMeasured) and one.has_failed for one in outcomes):
         raise typer.Exit(5)
+
+
+rewards_app.command(name="train", epilog=f"Example: {command.EXAMPLE}")(command.train)
 
 
 @rewards_app.command(

@@ -35,6 +35,13 @@ LAYERS = [
             "rewards_notes",
         )
     },
+    {
+        f"reward_training.{name}"
+        for name in (
+            *("settings", "examples", "linear", "encoder", "folder", "fit", "measure", "picture"),
+            *("training", "command"),
+        )
+    },
     {"loop"},
     {"trl_rewards", "trl_settings", "trl_record"},
     {"api", "ppo", "measure", "reward_tools", "trl_run", "cli", "__main__", "__init__"},

@@ -145,6 +145,14 @@ NOTES = {
         "",
         None,
     ),
+    "style.trained": Notes(
+        "its method",
+        "Whatever parts the labels in your examples, which need not be what you mean: under TF-IDF "
+        "single endings and punctuation marks, strewn into any text. Texts unlike the examples get "
+        "an answer too, and a sure one. Put texts of the model that you train among the examples.",
+        "It is requested that the of the upon the.",
+        1.0,
+    ),
     "style.readability": Notes(
         "words",
         "Short words and short sentences, with or without meaning; at 1 it is satisfied. "
@@ -157,6 +165,14 @@ NOTES = {
         "It only has to be nearer to this label than to the others: with few labels almost "
         "anything is, and a low `temperature` makes it sure. The label itself is the best text.",
         "sports",
+        1.0,
+    ),
+    "topic.trained": Notes(
+        "its method",
+        "It only has to be more like this label's examples than the others': texts unlike any of "
+        "them get an answer too. Lists of the topic's words do best. An own label for everything "
+        "else helps, and so do texts of the model that you train.",
+        "planets planets planets",
         1.0,
     ),
     "topic.similarity": Notes(

@@ -41,6 +41,11 @@ rlalign rewards bench my.questions --reward_files my_rewards.py
 - `bench` measures texts a second, loading time and memory, each reward in a process of its own. It
   fetches nothing: what has no model at hand is listed as skipped.
 
+## A classifier from your own examples
+
+`rlalign rewards train` makes one from texts with labels; `topic.trained` and `style.trained` below
+open it. [classifiers.md](classifiers.md) shows it from the file to the run.
+
 ## Rewards in a package
 
 A package of yours adds rewards to every configuration on the machine through an entry point in the
@@ -83,6 +88,7 @@ and what to do.
 | small model | a word list, or a linear classifier | thousands of texts a second, 200 MB |
 | mathematics | parsing and comparing with sympy | some hundred texts a second, 160 MB |
 | embedding | a sentence encoder of 22 million weights | tens of texts a second, 500 MB |
+| its method | `tfidf` is a small model, `embedding` an embedding, `encoder` your model | theirs |
 | its parts | what they do | their sum |
 | your model | a forward pass of the model that you name | see `bench` |
 | a server | requests over HTTP, several at a time | what the server and the network give |

@@ -1,0 +1,1 @@
+"""`rlalign rewards train`: classifiers from labelled examples, measured, saved without pickles."""
