@@ -48,7 +48,11 @@ class PerPromptReward:
     def check(self, data: Columns) -> None:
         """Refuse a missing column, and values that their parameter does not allow."""
         for rows in self._groups(data, range(len(data["completions"]))).values():
-            self._build(data, rows[0], ())
+            try:
+                self._build(data, rows[0], ())
+            except RewardConfigError as error:
+                error.row = rows[0]
+                raise
 
     def results(
         self, data: Columns, rows: Sequence[int] | None = None, *, use_cache: bool = True
@@ -102,7 +106,8 @@ class PerPromptReward:
                 self.spec, {parameter: value}, f"rewards.{self.entry.name}"
             )
         except RewardConfigError as error:
-            source = f" (from the column '{self._sources[parameter]}')"
+            column = self._sources[parameter]
+            source = f" (from the column '{column}'{', which is empty there' * (value is None)})"
             lines = str(error).splitlines()
             raise RewardConfigError("\n".join(line + source for line in lines)) from error
         return checked[parameter]

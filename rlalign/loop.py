@@ -130,7 +130,7 @@ class _Run:
         row["time/total"] = time.perf_counter() - start
         row["tokens_per_second"] = row["tokens"] / row["time/total"]
         row["memory/peak_mb"] = peak_memory_mb()
-        rows = sample_rows(self.session.reward_set.names, scored, trainer.objective.last_kl)
+        rows = sample_rows(self.session.reward_set, scored, trainer.objective.last_kl)
         evaluation = self._evaluate_if_due()
         self._record(row, rows, evaluation)
         self._save_if_due(evaluation)

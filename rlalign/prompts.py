@@ -25,6 +25,8 @@ class PromptSet:
     texts: Sequence[str]
     columns: Mapping[str, Sequence[Any]]
     pad_id: int
+    source: str  # the setting that named them: prompts.path=my.jsonl
+    numbers: Sequence[int]  # each one's row there, from 1
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -48,6 +50,8 @@ class PromptSet:
             texts=[self.texts[i] for i in chosen],
             columns={name: [column[i] for i in chosen] for name, column in self.columns.items()},
             pad_id=self.pad_id,
+            source=self.source,
+            numbers=[self.numbers[i] for i in chosen],
         )
 
     def split(self, fraction: float, seed: int) -> tuple["PromptSet", "PromptSet"]:
@@ -128,7 +132,8 @@ def encode(
         texts.append(text)
     columns = {name: [row.get(name) for row in rows] for name in names if name != section.column}
     pad = tokenizer.pad_token_id
-    return PromptSet(ids, texts, columns, int(tokenizer.eos_token_id if pad is None else pad))
+    pad_id = int(tokenizer.eos_token_id if pad is None else pad)
+    return PromptSet(ids, texts, columns, pad_id, source, range(1, len(rows) + 1))
 
 
 def tokenize(

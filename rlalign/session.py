@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from rewards import classifiers
 from rewards.compose import RewardSet, parse_entries
+from rewards.contract import RewardConfigError
 from rlalign.config import ConfigError
 from rlalign.generation import DecodeEngine
 from rlalign.models import build_policy, check_tokenizer, load_tokenizer, locate
@@ -62,7 +63,7 @@ class Session:
         if not any(self.reward_set.weights):
             logger.warning("every reward has weight 0: only the KL to the reference is optimised")
         for prompts_of in (self.prompts, self.eval_prompts):
-            self.reward_set.check(prompts_of.texts, prompts_of.columns)
+            check_columns(self.reward_set, prompts_of)
         self.reward_set.probe(
             [self.prompts.texts[0]], {n: c[:1] for n, c in self.prompts.columns.items()}
         )
@@ -164,6 +165,15 @@ class Session:
         share = count // self.ranks.size
         mine = chosen[self.ranks.rank * share : (self.ranks.rank + 1) * share]
         return self.prompts.batch(mine, self.ranks.device)
+
+
+def check_columns(reward_set: RewardSet, prompts: PromptSet) -> None:
+    """Refuse prompts whose columns the rewards cannot work with, naming the file and the row."""
+    try:
+        reward_set.check(prompts.texts, prompts.columns)
+    except RewardConfigError as error:
+        row = "" if error.row is None else f"row {prompts.numbers[error.row]} of "
+        raise RewardConfigError(f"{row}{prompts.source.rstrip('=')}: {error}") from error
 
 
 def check_samples(config: RunConfig, world: int) -> None:
