@@ -4,10 +4,11 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import oracle
@@ -32,14 +33,17 @@ CASES = {  # reward, r / beta, temperature
 
 
 def session_of(
-    reward: oracle.Reward,
+    functions: Sequence[oracle.Reward],
     r_over_beta: float,
     temperature: float,
     seed: int,
     placement: str = "score",
     iterations: int = ITERATIONS,
+    prompts: Sequence[Any] = oracle.PROMPTS,
+    rewards: Mapping[str, Any] = MappingProxyType({}),
 ) -> Session:
     settings = oracle.config(
+        rewards=rewards,
         kl={"coef": 1.0 / r_over_beta, "placement": placement},
         sampling={"max_new_tokens": oracle.MAX_LENGTH, "temperature": temperature},
         train={"iterations": iterations, "samples": SAMPLES, "seed": seed},
@@ -56,28 +60,32 @@ def session_of(
         from_mapping(PPORun, settings, rewards_given=True),
         lm=oracle.language_model(),
         tokenizer=oracle.tokenizer(),
-        prompts=list(oracle.PROMPTS),
-        rewards=[reward],
+        prompts=prompts,
+        rewards=functions,
     )
 
 
 def ppo(
     reward: oracle.Reward, r_over_beta: float, temperature: float, seed: int, **options: Any
 ) -> oracle.Distance:
-    session = session_of(reward, r_over_beta, temperature, seed, **options)
+    session = session_of([reward], r_over_beta, temperature, seed, **options)
+    trained(session)
+    return oracle.distances(session.policy, reward, r_over_beta)
+
+
+def trained(session: Session) -> None:
     trainer = Trainer(session, PPO(session.config))  # type: ignore[arg-type]
     iterations = session.config.train.iterations
     for _ in range(iterations):
         trainer.step(trainer.generate())
     assert trainer.samples == iterations * SAMPLES <= 400_000
-    return oracle.distances(session.policy, reward, r_over_beta)
 
 
 def policy_gradient(
     reward: oracle.Reward, r_over_beta: float, temperature: float, seed: int
 ) -> oracle.Distance:
     """The plain baseline: REINFORCE on score - beta KL with the other samples' mean subtracted."""
-    session = session_of(reward, r_over_beta, temperature, seed)
+    session = session_of([reward], r_over_beta, temperature, seed)
     trainer = Trainer(session, PPO(session.config))  # type: ignore[arg-type]
     optim = session.config.optim
     optimizer = torch.optim.Adam(session.policy.lm.parameters(), betas=optim.betas, fused=True)
@@ -102,7 +110,7 @@ def policy_gradient(
 
 
 def test_enumeration_is_complete() -> None:
-    policy = session_of(oracle.sparse, 1.0, 1.0, 0).policy
+    policy = session_of([oracle.sparse], 1.0, 1.0, 0).policy
     assert len(oracle.all_sequences().texts) == 97_656
     for prompt in oracle.PROMPTS:
         logprobs = oracle.sequence_logprobs(policy, oracle.tokenizer()(prompt)["input_ids"])
@@ -110,7 +118,7 @@ def test_enumeration_is_complete() -> None:
 
 
 def test_the_base_rate_of_the_sparse_reward_is_about_8_percent() -> None:
-    distance = oracle.distances(session_of(oracle.sparse, 1.0, 1.0, 0).policy, oracle.sparse, 1.0)
+    distance = oracle.distances(session_of([oracle.sparse], 1.0, 1.0, 0).policy, oracle.sparse, 1.0)
     assert 0.06 < distance.base_rate < 0.10
     assert distance.total_variation > 0.05  # an untrained policy fails what follows
 
@@ -144,14 +152,44 @@ def test_ppo_whose_tokens_pay_for_themselves_is_near_the_target_a_little_later()
     assert statistics.median(d.reverse_kl for d in found) <= 0.003
 
 
+ASKED = {"a": "d a", "c b d": "e a"}  # base rates 8.1% and 7.9%
+
+
+def asked_of(prompt: str) -> oracle.Reward:
+    """1 for a response that says what its prompt's row asks for; plain, to judge by."""
+    return lambda completions, **_: [float(ASKED[prompt] in text) for text in completions]
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("seed", SEEDS)
+def test_ppo_reaches_each_prompts_own_target_where_a_column_sets_its_reward(seed: int) -> None:
+    """P(y|x, c): one policy, two prompts, `words` from the data; r / beta = 1."""
+    rows = [{"prompt": prompt, "words": phrase} for prompt, phrase in ASKED.items()]
+    said = {"kind": "lexical.contains", "words": {"column": "words"}}
+    session = session_of([], 1.0, 1.0, seed, prompts=rows, rewards={"said": said})
+    trained(session)
+    for prompt, other in (("a", "c b d"), ("c b d", "a")):
+        found = oracle.distance(session.policy, prompt, asked_of(prompt), 1.0)
+        logged("ppo, per prompt", prompt, seed, found)
+        assert found.base_rate < 0.1 and found.target_rate > 0.18
+        assert found.reverse_kl <= 0.003 and found.total_variation <= 0.025
+        # Far from what the other prompt's row asks for: the controls do not mix.
+        crossed = oracle.distance(session.policy, prompt, asked_of(other), 1.0)
+        assert crossed.reverse_kl > 0.05
+
+
 Method = Callable[[oracle.Reward, float, float, int], oracle.Distance]
 
 
 def measured(name: str, method: Method, case: str, seed: int) -> oracle.Distance:
     """A case's distances, also written as a row to the file that RLALIGN_ORACLE_LOG names."""
     distance = method(*CASES[case], seed)
+    logged(name, case, seed, distance)
+    return distance
+
+
+def logged(name: str, case: str, seed: int, distance: oracle.Distance) -> None:
     if log := os.environ.get("RLALIGN_ORACLE_LOG"):
         row = {"method": name, "case": case, "seed": seed, **asdict(distance)}
         with Path(log).open("a") as file:
             file.write(json.dumps(row) + "\n")
-    return distance
