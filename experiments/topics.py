@@ -5,7 +5,8 @@
     python experiments/topics.py FOLDER   # a run of topics.yaml, to make there or made before
 
 The run is kept in FOLDER (runs/topics) and goes on where it stopped; what was measured lies there
-as topics-reference.jsonl and topics-policy.jsonl, the table as topics.md, the picture as topics.png.
+as topics-reference.jsonl and topics-policy.jsonl, with the table topics.md and the picture
+topics.png.
 """
 
 import json
@@ -25,6 +26,7 @@ from rewards import classifiers
 from rlalign.algorithms.ppo import PPORun
 from rlalign.config import load_config, to_flat
 from rlalign.evaluate import evaluate
+from rlalign.files import write_atomically
 from rlalign.measure import load_trained
 from rlalign.metrics import distinct_n, mean_and_se
 from rlalign.report.plots import BLUE, DPI, GRID, INK
@@ -97,7 +99,7 @@ def measured(run: Path) -> tuple[Rows, Rows]:
                 if not file.is_file():
                     found = evaluate(session, config.kl.coef, of_reference=of_reference)
                     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows]
-                    file.write_text("".join(lines), encoding="utf-8")
+                    write_atomically(file, "".join(lines))
     before, after = (
         [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         for file in files
@@ -259,7 +261,8 @@ def draw_rates(ax: Axes, before: Rows, after: Rows, was: Sequence[str], now: Seq
         loc="left", fontsize=11, color=INK,
     )  # fmt: skip
     ax.set_ylabel("share of responses, ±1 s.e.", color=INK)
-    ax.set_ylim(0, 1.08)
+    ax.set_ylim(0, 1.18)
+    ax.set_yticks(np.arange(0, 1.01, 0.2))
     ax.grid(axis="y", color=GRID, lw=0.8)
     ax.set_axisbelow(True)
     ax.tick_params(colors=INK, length=0)
