@@ -64,7 +64,7 @@ def test_no_opening_brings_a_word_of_a_topic(topics, rows):
 def test_the_configuration_reads_the_columns_that_the_prompts_have(rows):
     entries = parse_entries(load_config(PPORun, [], CONFIG).rewards)
     read = set().union(*(build(entry, get(entry.kind)).needs for entry in entries))
-    assert read - {"prompts", "completions"} == {"topic", "keywords"} < set(rows[0][0])
+    assert read - {"prompts", "completions"} == {"topic", "name", "keywords"} < set(rows[0][0])
 
 
 # -- the judge and the counts
