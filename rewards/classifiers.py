@@ -40,11 +40,6 @@ def needs(module: str, extra: str) -> Any:
         ) from error
 
 
-def device() -> str:
-    """Where models that are loaded from now on run."""
-    return _device
-
-
 class Embedder:
     """Sentence embeddings of unit length."""
 

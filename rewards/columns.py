@@ -50,8 +50,12 @@ class PerPromptReward:
     def check(self, data: Columns) -> None:
         """Refuse a missing column, and values that their parameter does not allow."""
         for rows in self._groups(data, range(len(data["completions"]))).values():
-            reward = self._build(data, rows[0], ())
-            reward.check(data)
+            try:
+                reward = self._build(data, rows[0], ())
+                reward.check(data)
+            except RewardConfigError as error:
+                error.row = rows[0]
+                raise
             reward.close()
 
     def close(self) -> None:
@@ -113,7 +117,8 @@ class PerPromptReward:
                 self.spec, {parameter: value}, f"rewards.{self.entry.name}"
             )
         except RewardConfigError as error:
-            source = f" (from the column '{self._sources[parameter]}')"
+            column = self._sources[parameter]
+            source = f" (from the column '{column}'{', which is empty there' * (value is None)})"
             lines = str(error).splitlines()
             raise RewardConfigError("\n".join(line + source for line in lines)) from error
         return checked[parameter]

@@ -26,8 +26,10 @@ class RewardConfigError(ValueError):
     """A reward's kind or a parameter is wrong; the message starts with the setting as typed.
 
     A reward's own `__init__` and `load` start theirs with `parameter=value`; the entry's path is
-    put before it.
+    put before it. `row` is the index of the sample whose data are at fault, where one is.
     """
+
+    row: int | None = None
 
     def within(self, where: str) -> "RewardConfigError":
         separator = "." if _SETTING.match(str(self)) else " "

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rewards.compose import RewardSet
 from rlalign.kl import kl_tokens
 from rlalign.metrics import distinct_n, mean_and_se
 from rlalign.policy import Policy, evaluate_rollout, logprobs_only
@@ -62,18 +63,25 @@ def _measure(session: Session, policy: Policy, kl_coef: float) -> Evaluation:
     )
     logprobs = evaluate_rollout(policy, rollout, logprobs_only, session.budget)["logprobs"]
     kl = torch.where(rollout.action_mask, kl_tokens(logprobs, scored.ref_logprobs), 0.0).sum(1)
-    rows = ranks.gather(sample_rows(session.reward_set.names, scored, kl))
+    rows = ranks.gather(sample_rows(session.reward_set, scored, kl))
     stats = summarise(rows, session.reward_set.names, kl_coef)
     return Evaluation(stats, rows, session.evaluates_on_held_out)
 
 
-def sample_rows(names: Sequence[str], scored: ScoredRollout, kl: Tensor) -> list[dict[str, Any]]:
-    """One row for each sample of a scored rollout, as samples.jsonl holds them."""
+def sample_rows(reward_set: RewardSet, scored: ScoredRollout, kl: Tensor) -> list[dict[str, Any]]:
+    """One row for each sample of a scored rollout, as samples.jsonl holds them.
+
+    Under `columns` a row holds what the rewards read of its prompt's data, where they read any: a
+    response to "write about the sea" means little beside a reward whose topic is not shown.
+    """
+    prompts = scored.rollout.prompts
+    read = sorted(reward_set.columns & prompts.columns.keys())
     rewards, valid = scored.rewards.tolist(), scored.valid.tolist()
     lengths = scored.rollout.response_mask.sum(1).tolist()
     return [
         {
-            "prompt": scored.rollout.prompts.texts[i],
+            "prompt": prompts.texts[i],
+            **({"columns": {name: prompts.columns[name][i] for name in read}} if read else {}),
             "response": scored.rollout.texts[i],
             "score": score,
             "kl": float(kl[i]),
@@ -81,7 +89,7 @@ def sample_rows(names: Sequence[str], scored: ScoredRollout, kl: Tensor) -> list
             "finished": bool(scored.rollout.finished[i]),
             "rewards": {
                 name: value if ok else None
-                for name, value, ok in zip(names, rewards[i], valid[i], strict=True)
+                for name, value, ok in zip(reward_set.names, rewards[i], valid[i], strict=True)
             },
             **{name: column[i] for name, column in scored.logged.extra.items()},
         }

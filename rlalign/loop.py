@@ -137,12 +137,12 @@ class _Run:
         row["time/total"] = time.perf_counter() - start
         row["tokens_per_second"] = row["tokens"] / row["time/total"]
         row["memory/peak_mb"] = peak_memory_mb()
-        names = self.session.reward_set.names
-        rows = ranks.gather(sample_rows(names, scored, trainer.objective.last_kl))
+        rewards = self.session.reward_set
+        rows = ranks.gather(sample_rows(rewards, scored, trainer.objective.last_kl))
         row |= self._look(rows)
         is_last = trainer.iteration >= config.train.iterations or bool(self.audit.stopping)
         evaluation = self._evaluate_if_due(is_last)
-        self._record(row, marked(rows, names, config.audit.top), evaluation)
+        self._record(row, marked(rows, rewards.names, config.audit.top), evaluation)
         self._save_if_due(evaluation, is_last)
         if ranks.any(self.stop_requested):
             self._save()

@@ -29,6 +29,8 @@ class PromptSet:
     texts: Sequence[str]
     columns: Mapping[str, Sequence[Any]]
     pad_id: int
+    source: str  # the setting that named them: prompts.path=my.jsonl
+    numbers: Sequence[int]  # each one's row there, from 1
     messages: Sequence[Messages | None] = ()
 
     def __len__(self) -> int:
@@ -54,6 +56,8 @@ class PromptSet:
             texts=[self.texts[i] for i in chosen],
             columns={name: [column[i] for i in chosen] for name, column in self.columns.items()},
             pad_id=self.pad_id,
+            source=self.source,
+            numbers=[self.numbers[i] for i in chosen],
             messages=[self.messages[i] for i in chosen] if self.messages else (),
         )
 
@@ -137,7 +141,8 @@ def encode(
     columns = {name: [row.get(name) for row in rows] for name in names if name != section.column}
     pad = tokenizer.pad_token_id
     pad_id = int(tokenizer.eos_token_id if pad is None else pad)
-    return PromptSet(ids, texts, columns, pad_id, chats if any(chats) else ())
+    numbers = range(1, len(rows) + 1)
+    return PromptSet(ids, texts, columns, pad_id, source, numbers, chats if any(chats) else ())
 
 
 def tokenize(

@@ -19,7 +19,7 @@ from rlalign.terminal import plain_text, printable
 
 if TYPE_CHECKING:
     from rewards.bench import Cost, NotMeasured
-    from rewards.compose import RewardOutput, RewardSet
+    from rewards.compose import RewardEntry, RewardOutput, RewardSet
     from rewards.conformance import Result
     from rewards.contract import Span
 
@@ -163,7 +163,7 @@ def probe(
     if reward_files:
         argv.append(f"--reward_files={reward_files}")
     entries = parse_entries(load_config(PPORun, argv, QUICKSTART).rewards)
-    _check_columns(given, {entry.name: entry.kind for entry in entries})
+    _check_columns(given, entries)
     rewards = RewardSet(entries)
     repeated = {name: [value] * len(texts) for name, value in given.items()}
     output = rewards([prompt] * len(texts), texts, repeated)
@@ -194,24 +194,25 @@ def _parsed(columns: str) -> dict[str, Any]:
     return given
 
 
-def _check_columns(given: dict[str, Any], kinds: dict[str, str]) -> None:
+def _check_columns(given: dict[str, Any], entries: "Sequence[RewardEntry]") -> None:
     """Refuse what no reward reads, which is a misspelling, and miss what one needs."""
-    from rewards import registry, schema
+    from rewards import compose, registry, schema
     from rlalign.problems import ConfigError
 
-    read = {name: registry.get(kind).signature.data for name, kind in kinds.items()}
-    known = sorted(
-        {column for data in read.values() for column in data} - {"prompts", "completions"}
-    )
+    specs = {entry.name: registry.get(entry.kind) for entry in entries}
+    # Built, because a parameter or a part may name a column too; no model is loaded by that.
+    needed = {entry.name: compose.build(entry, specs[entry.name]).needs for entry in entries}
+    read = {name: needed[name] | specs[name].signature.data.keys() for name in specs}
+    known = sorted(set().union(*read.values()) - {"prompts", "completions"})
     for column in given:
         if column not in known:
             hint = schema.nearest(column, known, "they read")
             raise ConfigError(
                 f"--columns {column}: no reward of the configuration reads it; {hint}"
             )
-    for name, data in read.items():
-        for column in data:
-            if column in known and column not in given and not data[column]:
+    for name, columns in needed.items():
+        for column in sorted(columns):
+            if column in known and column not in given:
                 raise ConfigError(
                     f"rewards.{name} reads the data's column {column!r}; give it a value: "
                     f"--columns '{{\"{column}\": …}}'"

@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerState
 
 from rewards import classifiers
 from rewards.compose import PROBE_TEXTS, RewardSet, parse_entries
+from rewards.contract import RewardConfigError
 from rewards.trl_style import Logged, context
 from rlalign.audit import check_judges
 from rlalign.config import ConfigError
@@ -65,7 +66,7 @@ class Session:
             logger.warning("every reward has weight 0: only the KL to the reference is optimised")
         check_judges(config.audit, self.reward_set.names)
         for prompts_of in (self.prompts, self.eval_prompts):
-            self.reward_set.check(prompts_of.texts, self._columns(prompts_of))
+            check_columns(self.reward_set, prompts_of, self._columns(prompts_of))
         first = self.prompts.subset([0] * len(PROBE_TEXTS))
         self.reward_set.probe(first.texts, self._columns(first, PROBE_TEXTS))
         # The value head and LoRA start from random numbers: the same ones for the same seed.
@@ -192,6 +193,17 @@ class Session:
         share = count // self.ranks.size
         mine = chosen[self.ranks.rank * share : (self.ranks.rank + 1) * share]
         return self.prompts.batch(mine, self.ranks.device)
+
+
+def check_columns(
+    reward_set: RewardSet, prompts: PromptSet, columns: Mapping[str, Sequence[Any]]
+) -> None:
+    """Refuse prompts whose columns the rewards cannot work with, naming the file and the row."""
+    try:
+        reward_set.check(prompts.texts, columns)
+    except RewardConfigError as error:
+        row = "" if error.row is None else f"row {prompts.numbers[error.row]} of "
+        raise RewardConfigError(f"{row}{prompts.source.rstrip('=')}: {error}") from error
 
 
 def check_samples(config: RunConfig, world: int) -> None:

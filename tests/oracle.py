@@ -6,7 +6,7 @@ length. Their probabilities come from the real policy, samples from the real eng
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 from typing import Any
 
@@ -117,25 +117,26 @@ class Distance:
 
 def distances(policy: Policy, reward: Reward, r_over_beta: float) -> Distance:
     """How far the policy is from ref * exp(reward / beta), the mean over the prompts."""
-    rows: list[list[float]] = []
-    scores = torch.tensor(reward(completions=all_sequences().texts), dtype=torch.float64)
-    for prompt in PROMPTS:
-        ids = tokenizer()(prompt)["input_ids"]
-        own = sequence_logprobs(policy, ids)
-        with policy.reference() as reference:
-            ref = sequence_logprobs(reference, ids)
-        target = (ref + r_over_beta * scores).log_softmax(0)
-        p, t = own.exp(), target.exp()
-        rows.append(
-            [
-                float(0.5 * (p - t).abs().sum()),
-                float((p * (own - target)).sum()),
-                float((ref.exp() * scores).sum()),
-                float((p * scores).sum()),
-                float((t * scores).sum()),
-            ]
-        )
+    rows = [astuple(distance(policy, prompt, reward, r_over_beta)) for prompt in PROMPTS]
     return Distance(*torch.tensor(rows).mean(0).tolist())
+
+
+def distance(policy: Policy, prompt: str, reward: Reward, r_over_beta: float) -> Distance:
+    """How far the policy is from one prompt's own ref * exp(reward / beta)."""
+    scores = torch.tensor(reward(completions=all_sequences().texts), dtype=torch.float64)
+    ids = tokenizer()(prompt)["input_ids"]
+    own = sequence_logprobs(policy, ids)
+    with policy.reference() as reference:
+        ref = sequence_logprobs(reference, ids)
+    target = (ref + r_over_beta * scores).log_softmax(0)
+    p, t = own.exp(), target.exp()
+    return Distance(
+        total_variation=float(0.5 * (p - t).abs().sum()),
+        reverse_kl=float((p * (own - target)).sum()),
+        base_rate=float((ref.exp() * scores).sum()),
+        rate=float((p * scores).sum()),
+        target_rate=float((t * scores).sum()),
+    )
 
 
 def sparse(completions: list[str], **_: Any) -> list[float]:

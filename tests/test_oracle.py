@@ -4,10 +4,11 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import oracle
@@ -35,15 +36,18 @@ WITHOUT_SPANS = ("sparse-1", "sparse-3", "sparse-10", "dense-20")
 
 
 def session_of(
-    reward: oracle.Reward,
+    functions: Sequence[oracle.Reward],
     r_over_beta: float,
     temperature: float,
     seed: int,
     placement: str = "score",
     iterations: int = ITERATIONS,
     credit: str = "spans",
+    prompts: Sequence[Any] = oracle.PROMPTS,
+    rewards: Mapping[str, Any] = MappingProxyType({}),
 ) -> Session:
     settings = oracle.config(
+        rewards=rewards,
         kl={"coef": 1.0 / r_over_beta, "placement": placement},
         score={"credit": credit},
         sampling={"max_new_tokens": oracle.MAX_LENGTH, "temperature": temperature},
@@ -61,28 +65,32 @@ def session_of(
         from_mapping(PPORun, settings, rewards_given=True),
         lm=oracle.language_model(),
         tokenizer=oracle.tokenizer(),
-        prompts=list(oracle.PROMPTS),
-        rewards=[reward],
+        prompts=prompts,
+        rewards=functions,
     )
 
 
 def ppo(
     reward: oracle.Reward, r_over_beta: float, temperature: float, seed: int, **options: Any
 ) -> oracle.Distance:
-    session = session_of(reward, r_over_beta, temperature, seed, **options)
+    session = session_of([reward], r_over_beta, temperature, seed, **options)
+    trained(session)
+    return oracle.distances(session.policy, reward, r_over_beta)
+
+
+def trained(session: Session) -> None:
     trainer = Trainer(session, PPO(session.config))  # type: ignore[arg-type]
     iterations = session.config.train.iterations
     for _ in range(iterations):
         trainer.step(trainer.generate())
     assert trainer.samples == iterations * SAMPLES <= 400_000
-    return oracle.distances(session.policy, reward, r_over_beta)
 
 
 def policy_gradient(
     reward: oracle.Reward, r_over_beta: float, temperature: float, seed: int
 ) -> oracle.Distance:
     """The plain baseline: REINFORCE on score - beta KL with the other samples' mean subtracted."""
-    session = session_of(reward, r_over_beta, temperature, seed)
+    session = session_of([reward], r_over_beta, temperature, seed)
     trainer = Trainer(session, PPO(session.config))  # type: ignore[arg-type]
     optim = session.config.optim
     optimizer = torch.optim.Adam(session.policy.lm.parameters(), betas=optim.betas, fused=True)
@@ -107,7 +115,7 @@ def policy_gradient(
 
 
 def test_enumeration_is_complete() -> None:
-    policy = session_of(oracle.sparse, 1.0, 1.0, 0).policy
+    policy = session_of([oracle.sparse], 1.0, 1.0, 0).policy
     assert len(oracle.all_sequences().texts) == 97_656
     for prompt in oracle.PROMPTS:
         logprobs = oracle.sequence_logprobs(policy, oracle.tokenizer()(prompt)["input_ids"])
@@ -115,7 +123,7 @@ def test_enumeration_is_complete() -> None:
 
 
 def test_the_base_rate_of_the_sparse_reward_is_about_8_percent() -> None:
-    distance = oracle.distances(session_of(oracle.sparse, 1.0, 1.0, 0).policy, oracle.sparse, 1.0)
+    distance = oracle.distances(session_of([oracle.sparse], 1.0, 1.0, 0).policy, oracle.sparse, 1.0)
     assert 0.06 < distance.base_rate < 0.10
     assert distance.total_variation > 0.05  # an untrained policy fails what follows
 
@@ -168,14 +176,52 @@ def test_ppo_reaches_the_same_optimum_with_spans_and_without(case: str, limit: f
     assert gap <= 2 * spread / math.sqrt(len(SEEDS)) + limit / 10
 
 
+ASKED = {"a": "d a", "c b d": "e a"}  # base rates 8.1% and 7.9%
+
+
+def asked_of(prompt: str) -> oracle.Reward:
+    """1 for a response that says what its prompt's row asks for; plain, to judge by."""
+    return lambda completions, **_: [float(ASKED[prompt] in text) for text in completions]
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("seed", SEEDS)
+def test_ppo_reaches_each_prompts_own_target_where_a_column_sets_its_reward(seed: int) -> None:
+    """P(y|x, c): one policy, two prompts, `words` from the data; r / beta = 1."""
+    rows = [{"prompt": prompt, "words": phrase} for prompt, phrase in ASKED.items()]
+    said = {"kind": "lexical.contains", "words": {"column": "words"}}
+    session = session_of([], 1.0, 1.0, seed, prompts=rows, rewards={"said": said})
+    trained(session)
+    # (prompt, what is asked): each prompt's own control, and the other one's.
+    found = {
+        (prompt, asked): oracle.distance(session.policy, prompt, asked_of(asked), 1.0)
+        for prompt in ASKED
+        for asked in ASKED
+    }
+    for (prompt, asked), distance in found.items():
+        logged(f"ppo, asked as {asked!r}", prompt, seed, distance)
+    for (prompt, asked), distance in found.items():
+        if prompt == asked:
+            assert distance.base_rate < 0.1 and distance.target_rate > 0.18
+            # Untrained it is 0.05 nats away. What is learnt for one prompt serves the other less
+            # than where they share a reward, so as many samples bring it less near.
+            assert distance.reverse_kl <= 0.008 and distance.total_variation <= 0.04
+        else:
+            assert distance.reverse_kl > 0.05  # the controls do not mix
+
+
 Method = Callable[[oracle.Reward, float, float, int], oracle.Distance]
 
 
 def measured(name: str, method: Method, case: str, seed: int) -> oracle.Distance:
     """A case's distances, also written as a row to the file that RLALIGN_ORACLE_LOG names."""
     distance = method(*CASES[case], seed)
+    logged(name, case, seed, distance)
+    return distance
+
+
+def logged(name: str, case: str, seed: int, distance: oracle.Distance) -> None:
     if log := os.environ.get("RLALIGN_ORACLE_LOG"):
         row = {"method": name, "case": case, "seed": seed, **asdict(distance)}
         with Path(log).open("a") as file:
             file.write(json.dumps(row) + "\n")
-    return distance

@@ -1,5 +1,7 @@
 """Rewards that are set from the prompts' own columns, from the configuration to an update."""
 
+import json
+
 import builders
 import oracle
 import pytest
@@ -9,6 +11,7 @@ from torch.testing import assert_close
 
 from rewards.contract import RewardConfigError
 from rlalign.config import ConfigError, from_mapping, load_config, resolved_yaml
+from rlalign.evaluate import evaluate
 
 PROMPTS = [{"prompt": "a", "letter": "c"}, {"prompt": "c b d", "letter": ["e", "d a"]}]
 LETTER = {"kind": "lexical.contains", "words": {"column": "letter"}}
@@ -68,10 +71,51 @@ def refused(prompts, message, **sections):
 def test_every_prompt_is_checked_before_a_model_is_there(monkeypatch):
     monkeypatch.setattr("rlalign.session.build_policy", lambda *_: pytest.fail("too late"))
     missing = "reward 'own' needs the column 'letter'; the data has: completions, prompts"
-    refused(list(oracle.PROMPTS), missing)
-    wrong = "rewards.own.words=None: input should be a valid list (from the column 'letter')"
-    refused([*PROMPTS, {"prompt": "b"}], wrong)
-    refused([*PROMPTS * 4, {"prompt": "b"}], wrong, prompts_={"eval_fraction": 0.5})
+    refused(list(oracle.PROMPTS), f"prompts: {missing}")
+    wrong = (
+        "rewards.own.words=None: input should be a valid list (from the column 'letter', which is "
+        "empty there)"
+    )
+    refused([*PROMPTS, {"prompt": "b"}], f"row 3 of prompts: {wrong}")
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.3, 0.6])
+def test_a_wrong_value_is_placed_by_its_row_in_the_file_however_prompts_are_split(
+    tmp_path, held_out
+):
+    file = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": "a", "letter": "c"}] * 6 + [{"prompt": "b", "letter": 7}]
+    rows += [{"prompt": "c", "letter": "e"}] * 3
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    section = {"path": str(file), "eval_fraction": held_out}
+    wrong = "rewards.own.words=7: input should be a valid list (from the column 'letter')"
+    refused(None, f"row 7 of prompts.path={file}: {wrong}", prompts_=section)
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text(
+        '{"prompt": "a", "letter": ["c"]}\n{"prompt": "b", "letter": []}\n', encoding="utf-8"
+    )
+    refused(
+        PROMPTS[:1],
+        f"row 2 of prompts.eval_path={empty}: rewards.own.words=[]: list should have at least 1 "
+        "item after validation, not 0 (from the column 'letter')",
+        prompts_={"eval_path": str(empty)},
+    )
+
+
+def test_a_column_that_only_the_training_prompts_have_is_missed_in_the_others(tmp_path):
+    file = tmp_path / "held_out.jsonl"
+    file.write_text('{"prompt": "a"}\n', encoding="utf-8")
+    missing = "reward 'own' needs the column 'letter'; the data has: completions, prompts"
+    refused(PROMPTS, f"prompts.eval_path={file}: {missing}", prompts_={"eval_path": str(file)})
+
+
+def test_rows_of_samples_show_what_the_rewards_read_of_the_data():
+    prompts = [{**row, "note": "not read"} for row in PROMPTS]
+    made = builders.session(rewards=(), prompts=prompts, rewards_={"own": LETTER})
+    shown = {row["prompt"]: row["columns"] for row in evaluate(made, 0.1).rows}
+    assert shown == {row["prompt"]: {"letter": row["letter"]} for row in PROMPTS}
+    without = builders.session(prompts=prompts)
+    assert all("columns" not in row for row in evaluate(without, 0.1).rows)
 
 
 # -- the configuration

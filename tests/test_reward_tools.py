@@ -226,6 +226,38 @@ def test_wrong_columns_are_refused_with_the_fix(with_column, capsys, columns, li
     assert capsys.readouterr().err.startswith(line)
 
 
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        ("{}", "rewards.rate reads the data's column 'topic'; give it a value: "),
+        ('{"topic": "sea"}', "rewards.both reads the data's column 'words'; give it a value: "),
+        ('{"topik": "sea"}', "--columns topik: no reward of the configuration reads it; did you "),
+        (
+            '{"topic": "sea", "words": 5}',
+            "rewards.both.parts.a.words=5: input should be a valid list (from the column 'words')",
+        ),
+    ],
+)
+def test_probe_knows_columns_that_only_a_parameter_or_a_part_reads(
+    directory, capsys, columns, line
+):
+    (directory / "c.yaml").write_text(
+        """
+rewards:
+  rate: {kind: lexical.word_rate, words: {column: topic}}
+  both:
+    kind: combine.min
+    parts: {a: {kind: lexical.contains, words: {column: words}}, b: {kind: structure.ends_cleanly}}
+"""
+    )
+    argv = ["rewards", "probe", "--config=c.yaml", "The ship at sea.", "--columns"]
+    assert main([*argv, columns]) == 2
+    assert capsys.readouterr().err.startswith(line)
+    assert main([*argv, '{"topic": "sea", "words": ["ship"]}']) == 0
+    row = next(r.split() for r in capsys.readouterr().out.splitlines() if "The ship" in r)
+    assert row[6:12:2] == ["0.250", "1.000", "1.250"]
+
+
 # -- list
 
 
