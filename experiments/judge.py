@@ -7,8 +7,9 @@ those and nothing else. So the judge can say what an optimised reward model is w
 
 from rewards import RewardSet, parse_entries, reward
 
-# Each weight is about one over the part's standard deviation on SmolLM2's samples (24 tokens),
-# halved where the part should count less, so that no single part decides.
+# On samples of SmolLM2 (28 tokens) the weighted parts have standard deviations of 0.8 (cheerful,
+# vivid), 0.6 (brief) and 0.3 (clean, fresh): no part decides alone, and repetition, rare in
+# ordinary text, costs most where a policy has gone astray.
 PARTS = {
     "cheerful": {"kind": "style.sentiment", "backend": "vader", "weight": 4.0},
     "vivid": {
@@ -26,7 +27,7 @@ PARTS = {
 class Judge:
     """Weighted sum of cheer, vividness, brevity, a clean end and a penalty on repeated word pairs.
 
-    Unbounded in general; on SmolLM2's own continuations its standard deviation is about 2.
+    Unbounded in general; on SmolLM2's own continuations its standard deviation is about 1.4.
     """
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ LAYERS = [
     {"rewards", "trl_bridge"},
     {"types", "problems", "overrides", "schema", "settle", "reward_settings", "config", "sections"}
     | {"masking", "logprobs", "kl", "gae", "running", "files", "terminal", "redact", "startup"},
-    {"prompts", "policy", "models", "ranks", "checkpoint", "metrics", "runs", "tracking"}
+    {"prompts", "pairs", "policy", "models", "ranks", "checkpoint", "metrics", "runs", "tracking"}
     | {"wandb_tracker"},
     {"generation", "scoring"},
     {"algorithms.ppo"},
@@ -25,7 +25,7 @@ LAYERS = [
         for name in ("visible", "live", "card", "plots", "configuration_page", "rewards_page")
     },
     {"loop"},
-    {"api", "ppo", "measure", "reward_tools", "cli", "__main__", "__init__"},
+    {"api", "ppo", "reward_model", "measure", "reward_tools", "cli", "__main__", "__init__"},
 ]
 FILES = sorted([*(ROOT / "rlalign").rglob("*.py"), *(ROOT / "rewards").rglob("*.py")])
 OURS = [path for path in FILES if path.stem != "__init__" or path.parent.name == "rlalign"]

@@ -25,7 +25,7 @@ from rlalign import generation, models, prompts  # noqa: E402
 from rlalign.sections import ModelSection, PromptsSection  # noqa: E402
 
 OUT = ROOT / "experiments" / "data" / "preferences.jsonl"
-SEED, TOKENS, NOISE, BATCH = 0, 28, 1.5, 54
+SEED, TOKENS, NOISE, BATCH = 0, 28, 1.0, 54
 SAMPLES = 4  # a prompt, two disjoint pairs
 
 

@@ -178,7 +178,8 @@ def test_fitting_drops_no_more_than_it_must():
     assert len(encode(0, 4)["input_ids"]) == 19
     for limit in (19, 12, 9, 6):
         assert len(fitted(encode, 10, 4, limit)["input_ids"]) == limit
-    assert without_start([{"role": "user", "content": "ab"}, {"role": "user", "content": "cd"}], 3) == [
+    turns = [{"role": "user", "content": "ab"}, {"role": "user", "content": "cd"}]
+    assert without_start(turns, 3) == [
         {"role": "user", "content": ""},
         {"role": "user", "content": "d"},
     ]  # fmt: skip
