@@ -28,6 +28,10 @@ class SequenceClassifier:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, **trust)
             if transformers.utils.find_adapter_config_file(path) is not None:
                 network, missing = _merged_adapter(model, path, trust)
+                if self.tokenizer.pad_token_id is not None:
+                    # An adapter keeps no configuration of the model; the id that it was trained
+                    # with is the tokenizer's, where TRL took it from.
+                    network.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
             else:
                 network, found = transformers.AutoModelForSequenceClassification.from_pretrained(
                     path, output_loading_info=True, dtype=getattr(self._torch, dtype), **trust

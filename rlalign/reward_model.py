@@ -152,7 +152,8 @@ def train(config: RewardModelRun, stem: str = "reward_model") -> tuple[RunFolder
 def _check(config: RewardModelRun) -> None:
     if config.run.resume != "never":
         raise ConfigError(
-            f"run.resume={config.run.resume!r}: training a reward model is not resumed"
+            f"run.resume={config.run.resume!r}: the training of a reward model is not resumed; "
+            "remove it, and give another run.name"
         )
     if config.model.quantization != "none":
         raise ConfigError(
@@ -166,7 +167,8 @@ def _check(config: RewardModelRun) -> None:
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
-            "a reward model is trained in one process; start it without --num_processes"
+            "a reward model is trained in one process, and this is one of several; start it with "
+            "--num_processes 1"
         )
 
 
