@@ -14,6 +14,7 @@ FAMILIES = {
     "structure": "what form it has",
     "style": "how it is written",
     "topic": "what it is about",
+    "model": "what a network says that was trained on preferences",
     "combine": "several rewards as one",
 }
 
@@ -81,6 +82,15 @@ NOTES = {
         "rare words. It looks within one response only: every response may be the same.",
         "zebra quartz lamp onion",
         1.0,
+    ),
+    "model.preference": Notes(
+        "your model",
+        "It knows texts like those of its pairs and guesses about others: praise, length, lists "
+        "and set phrases that stood in chosen texts, repeated. Optimised hard, its value goes on "
+        "rising while the text gets worse; [reward-model.md](reward-model.md) draws that curve. "
+        "Keep a judge of another make beside it, a `kl.coef` that holds, and a `clip`.",
+        "",
+        None,
     ),
     "structure.word_count": Notes(
         "words",
@@ -270,7 +280,7 @@ def built_in() -> list[str]:
     return [k for k in registry.kinds() if registry.get(k).target.__module__ in _MODULES]
 
 
-_MODULES = {f"rewards.{family}" for family in FAMILIES}
+_MODULES = {f"rewards.{family}" for family in FAMILIES} | {"rewards.preference"}
 
 
 def _section(kind: str) -> str:
