@@ -115,6 +115,12 @@ def test_a_model_that_padding_disturbs_gets_batches_without_padding(saved):
     texts = ["good film", "bad", "the moon the moon good"]
     expected = [value for (value,) in alone(folder, texts)]
     assert Preference(model=folder)([""] * 3, texts) == pytest.approx(expected, abs=1e-5)
+    assert not SequenceClassifier(folder, False, "cpu")._pads
+
+
+def test_ordinary_models_share_batches_between_lengths(saved, classifier_directory):
+    for folder in (saved(llama(0)), saved(llama(None), pad=None), str(classifier_directory)):
+        assert SequenceClassifier(folder, False, "cpu")._pads
 
 
 def test_formats_join_prompt_and_completion(saved, classifier_directory):
