@@ -76,7 +76,7 @@ class RewardTrainSection(Section):
     epochs: PositiveFloat = Field(2.0, description="passes over the training pairs")
     batch_size: Positive = Field(16, description="pairs in an optimiser step")
     micro_batch_size: Positive = Field(16, description="pairs that go through the model at once")
-    lr: PositiveFloat = Field(1e-3, description="AdamW's peak learning rate; then linear to 0")
+    lr: PositiveFloat = Field(3e-4, description="AdamW's peak learning rate; then linear to 0")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps of linear warm-up")
     center: NonNegativeFloat = Field(
         0.01, description="pull of the rewards towards mean 0 (TRL's center_rewards_coefficient)"

@@ -25,12 +25,16 @@ from rlalign import generation, models, prompts  # noqa: E402
 from rlalign.sections import ModelSection, PromptsSection  # noqa: E402
 
 OUT = ROOT / "experiments" / "data" / "preferences.jsonl"
-SEED, TOKENS, NOISE, BATCH = 0, 28, 1.0, 54
+KEPT = ROOT / "runs" / "preferences" / "samples.json"  # so that labels can be drawn anew
+SEED, TOKENS, NOISE, BATCH = 0, 28, 0.5, 54
 SAMPLES = 4  # a prompt, two disjoint pairs
 
 
 def main() -> None:
-    samples = continuations()
+    if not KEPT.is_file():
+        KEPT.parent.mkdir(parents=True, exist_ok=True)
+        KEPT.write_text(json.dumps(continuations()), encoding="utf-8")
+    samples = json.loads(KEPT.read_text(encoding="utf-8"))
     rows = pairs(samples, random.Random(SEED))
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     OUT.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -69,7 +73,8 @@ def pairs(samples: list[tuple[int, str, list[str]]], noise: random.Random) -> li
     judge.load()
     for number, prompt, texts in samples:
         scores = judge([prompt] * len(texts), texts)
-        for a, b in ((0, 1), (2, 3)):
+        for pair in ((0, 1), (2, 3)):
+            a, b = sorted(pair, key=lambda i: texts[i])  # which is first must not matter
             prefers_a = 1 / (1 + math.exp((scores[b] - scores[a]) / NOISE))
             first, second = (a, b) if noise.random() < prefers_a else (b, a)
             if texts[a].strip() == texts[b].strip():
