@@ -1,6 +1,17 @@
 """What a completion is worth: rewards by name, and everything that is needed to add one."""
 
-from rewards import combine, conformance, judge, lexical, remote, structure, style, topic, trl
+from rewards import (
+    combine,
+    conformance,
+    judge,
+    lexical,
+    preference,
+    remote,
+    structure,
+    style,
+    topic,
+    trl,
+)
 from rewards.compose import RewardEntry, RewardOutput, RewardSet, parse_entries
 from rewards.contract import Failure, RewardConfigError, RewardError, Score, Span
 from rewards.entries import entries_json_schema
@@ -38,6 +49,7 @@ __all__ = [
     "lexical",
     "load_file",
     "parse_entries",
+    "preference",
     "remote",
     "reward",
     "structure",

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from rewards import classifiers
 from rewards.classifiers import Floats, needs
 from rewards.contract import RewardConfigError
+from rewards.sequences import SequenceClassifier
 
 ABOUT, WEIGHTS, VOCABULARY, ENCODER = (
     "classifier.json", "weights.safetensors", "vocabulary.json", "encoder",
@@ -163,7 +164,7 @@ def _encoder(folder: Path, about: About, files: Files) -> Logits:
     if f"{ENCODER}/model.safetensors" not in files:
         raise DamagedError(f"{ENCODER}/model.safetensors is missing")
     try:
-        model = classifiers.SequenceClassifier(
+        model = SequenceClassifier(
             str(folder / ENCODER), trust_remote_code=False, device=classifiers.device()
         )
     except Exception as error:  # transformers and safetensors raise many kinds

@@ -7,12 +7,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rewards.contract import RewardConfigError
+
+if TYPE_CHECKING:
+    from rewards.sequences import SequenceClassifier
 
 Floats = NDArray[np.float64]
 
@@ -45,7 +48,7 @@ class Embedder:
 
     def __init__(self, model: str, device: str) -> None:
         library = needs("sentence_transformers", "classifiers")
-        with _loading(model) as path:
+        with loading(model) as path:
             self._model = library.SentenceTransformer(path, device=device)
 
     def encode(self, texts: Sequence[str]) -> Floats:
@@ -56,101 +59,6 @@ class Embedder:
             list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False
         )
         return np.asarray(vectors, dtype=np.float64)
-
-
-class SequenceClassifier:
-    """A Hugging Face sequence classifier: logits of texts, and the column of a label."""
-
-    def __init__(self, model: str, trust_remote_code: bool, device: str) -> None:
-        transformers = needs("transformers", "classifiers")
-        self.name, self._device, self._torch = model, device, needs("torch", "classifiers")
-        trust = {"trust_remote_code": trust_remote_code}
-        with _loading(model) as path:
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(path, **trust)
-            network, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
-                path, output_loading_info=True, dtype=self._torch.float32, **trust
-            )
-        if loading["missing_keys"]:  # transformers only warns, and classifies at random
-            raise RewardConfigError(
-                f"model={model!r} is no trained sequence classifier: its files lack "
-                f"{', '.join(sorted(loading['missing_keys'])[:3])}"
-            )
-        self._network = network.to(device).eval()
-        if self._tokenizer.pad_token_id is None:
-            self._tokenizer.pad_token = self._tokenizer.eos_token
-        self._network.config.pad_token_id = self._tokenizer.pad_token_id
-        self._tokenizer.padding_side = "right"
-
-    @property
-    def has_chat_template(self) -> bool:
-        return self._tokenizer.chat_template is not None
-
-    @property
-    def labels(self) -> list[str]:
-        names = self._network.config.id2label
-        return [names[i] for i in sorted(names)]
-
-    def column(self, label: str | int) -> int:
-        """The index of a label by name (case does not matter) or number."""
-        folded = [name.casefold() for name in self.labels]
-        if isinstance(label, int) and 0 <= label < len(folded):
-            return label
-        if isinstance(label, str) and label.casefold() in folded:
-            return folded.index(label.casefold())
-        raise RewardConfigError(
-            f"label={label!r} is no label of {self.name!r}; it has: "
-            + ", ".join(f"{i} {name!r}" for i, name in enumerate(self.labels))
-        )
-
-    def as_chat(self, prompt: str, completion: str) -> str:
-        """Prompt and completion as a conversation in the model's own template."""
-        messages = [
-            {"role": "user", "content": prompt},
-            {"role": "assistant", "content": completion},
-        ]
-        text: str = self._tokenizer.apply_chat_template(messages, tokenize=False)
-        return text
-
-    def logits(
-        self,
-        texts: Sequence[str],
-        max_length: int | None = None,
-        batch_size: int = 32,
-        *,
-        special_tokens: bool = True,
-    ) -> Floats:
-        """(B, labels); texts beyond `max_length` tokens (null: the model's own limit) are cut.
-
-        `special_tokens` is false for text from `as_chat`, which holds them already.
-        """
-        limit = min(max_length or self._longest(), self._longest())
-        encoded = [
-            self._tokenizer(
-                text, truncation=True, max_length=limit, add_special_tokens=special_tokens
-            )
-            for text in texts
-        ]
-        # Without special tokens an empty text has no token at all, and no logits.
-        ids = [one["input_ids"] or [self._tokenizer.pad_token_id] for one in encoded]
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        out = np.zeros((len(ids), len(self.labels)))
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            padded = self._tokenizer.pad({"input_ids": [ids[i] for i in rows]}, return_tensors="pt")
-            with self._torch.inference_mode():
-                result = self._network(**padded.to(self._device)).logits
-            out[rows] = result.float().cpu().numpy()
-        return out
-
-    def probabilities(self, logits: Floats) -> Floats:
-        """(B, labels): a softmax, or a sigmoid each where labels do not exclude each other."""
-        several = self._network.config.problem_type == "multi_label_classification"
-        return sigmoid(logits) if several or logits.shape[1] == 1 else softmax(logits)
-
-    def _longest(self) -> int:
-        limits = [self._tokenizer.model_max_length]  # astronomic where the files name none
-        positions = self._network.config.to_dict().get("max_position_embeddings")
-        return int(min(limits if positions is None else [*limits, positions]))
 
 
 class ReviewSentiment:
@@ -177,8 +85,13 @@ def embedder(model: str) -> Embedder:
     return _embedder(model, _device)
 
 
-def sequence_classifier(model: str, trust_remote_code: bool = False) -> SequenceClassifier:
-    return _sequence_classifier(model, trust_remote_code, _device)
+def sequence_classifier(
+    model: str, trust_remote_code: bool = False, dtype: str = "float32"
+) -> "SequenceClassifier":
+    """`dtype` is torch's name, or `auto`: bfloat16 where the device has it in hardware."""
+    if dtype == "auto":
+        dtype = "bfloat16" if pays_bfloat16(_device) else "float32"
+    return _sequence_classifier(model, trust_remote_code, _device, dtype)
 
 
 @cache
@@ -194,8 +107,24 @@ def _embedder(model: str, device: str) -> Embedder:
 
 
 @cache
-def _sequence_classifier(model: str, trust_remote_code: bool, device: str) -> SequenceClassifier:
-    return SequenceClassifier(model, trust_remote_code, device)
+def _sequence_classifier(
+    model: str, trust_remote_code: bool, device: str, dtype: str
+) -> "SequenceClassifier":
+    from rewards.sequences import SequenceClassifier
+
+    return SequenceClassifier(model, trust_remote_code, device, dtype)
+
+
+def pays_bfloat16(device: str) -> bool:
+    """Whether products in bfloat16 run in hardware; emulated ones are slower than float32."""
+    torch = needs("torch", "classifiers")
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if kind == "cpu":
+        features = torch.cpu.get_capabilities()
+        return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+    return False
 
 
 def sigmoid(x: Floats) -> Floats:
@@ -210,7 +139,7 @@ def softmax(x: Floats) -> Floats:
 
 
 @contextmanager
-def _loading(model: str) -> Iterator[str]:
+def loading(model: str) -> Iterator[str]:
     """The directory or hub id to load from, without progress bars; a failure names the model."""
     from rewards import embedded
     from rewards.embedded import converters

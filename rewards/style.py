@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from rewards import classifiers
-from rewards.classifiers import SequenceClassifier
 from rewards.contract import RewardConfigError
 from rewards.registry import reward
+from rewards.sequences import SequenceClassifier
 from rewards.structure import split_sentences
 from rewards.trained import ClassifierLabel, ClassifierPath, LabelScorer, LogOdds
 from rewards.words import whole_words

@@ -7,10 +7,11 @@ import numpy as np
 from pydantic import Field
 
 from rewards import classifiers
-from rewards.classifiers import Embedder, Floats, SequenceClassifier
+from rewards.classifiers import Embedder, Floats
 from rewards.contract import RewardConfigError
 from rewards.registry import reward
 from rewards.schema import nearest
+from rewards.sequences import SequenceClassifier
 from rewards.trained import ClassifierLabel, ClassifierPath, LabelScorer, LogOdds
 
 EmbeddingModel = Annotated[

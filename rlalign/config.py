@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from rlalign.fields import Section
 from rlalign.overrides import Override, dump_yaml, parse_argv, read_yaml
 from rlalign.problems import ConfigError, Problems, dotted, shown
 from rlalign.reward_settings import entries_schema, settle_rewards
@@ -29,7 +30,7 @@ __all__ = [
     "usage",
 ]
 
-Run = TypeVar("Run", bound=RunConfig)
+Run = TypeVar("Run", bound=Section)  # one with `rewards`, as RunConfig has, or without
 Scalar = str | int | float | bool
 
 PACKAGED = Path(__file__).parent / "quickstart"  # filled when a wheel is built
@@ -67,7 +68,7 @@ def load_config(
 
 def from_mapping(
     run_model: type[Run],
-    given: RunConfig | Mapping[str, Any] | str | Path | None = None,
+    given: Section | Mapping[str, Any] | str | Path | None = None,
     overrides: Mapping[str, Any] | Sequence[str] = (),
     *,
     rewards_given: bool = False,
@@ -78,7 +79,7 @@ def from_mapping(
     """
     if isinstance(given, str | Path):
         base = read_file(given)
-    elif isinstance(given, RunConfig):
+    elif isinstance(given, Section):
         base = given.model_dump(mode="json")
     else:
         base = dict(given or {})
@@ -92,7 +93,7 @@ def from_mapping(
     return _build(run_model, base, line.overrides, problems, rewards_given)
 
 
-def usage(run_model: type[RunConfig]) -> str:
+def usage(run_model: type[Section]) -> str:
     """How settings are written, and every one with its default: the answer to `--help`."""
     lines = ["--config FILE, then settings as --section.key=value (docs/configuration.md):", ""]
     for setting in settings(run_model.model_json_schema()):
@@ -101,17 +102,17 @@ def usage(run_model: type[RunConfig]) -> str:
     return "\n".join(lines)
 
 
-def resolved_yaml(config: RunConfig) -> str:
+def resolved_yaml(config: Section) -> str:
     """Every setting with its value, as YAML that loads to an equal configuration."""
     return dump_yaml(config.model_dump(mode="json"))
 
 
-def to_flat(config: RunConfig) -> dict[str, Scalar]:
+def to_flat(config: Section) -> dict[str, Scalar]:
     """Dotted paths to scalars, for trackers: lists become JSON text, nulls are left out."""
     return dict(_flatten(config.model_dump(mode="json"), ""))
 
 
-def json_schema(run_model: type[RunConfig]) -> dict[str, Any]:
+def json_schema(run_model: type[Section]) -> dict[str, Any]:
     """The JSON Schema of a configuration file; `rewards` is a `oneOf` over the known kinds."""
     schema = run_model.model_json_schema()
     rewards = {**schema["properties"]["rewards"], **entries_schema()}
@@ -161,8 +162,9 @@ def _build(
     declared = list(mapping["rewards"]) if isinstance(mapping.get("rewards"), dict) else []
     texts = apply_overrides(root, mapping, overrides, problems)
     settle(root, root, mapping, (), texts, problems)
-    settle_rewards(mapping, declared, texts, problems, rewards_given)
-    _use_packaged_prompts(mapping)
+    if "rewards" in run_model.model_fields:
+        settle_rewards(mapping, declared, texts, problems, rewards_given)
+        _use_packaged_prompts(mapping)
     try:
         config = run_model.model_validate_json(json.dumps(mapping), strict=True)
     except ValidationError as error:

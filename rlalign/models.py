@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from rewards import embedded
+from rewards import classifiers, embedded
 from rlalign import trl_bridge
 from rlalign.config import ConfigError
 from rlalign.policy import Policy
@@ -35,12 +35,7 @@ def compute_dtype(model: ModelSection, device: torch.device) -> torch.dtype:
 
 def has_bfloat16(device: torch.device) -> bool:
     """Whether products in bfloat16 run in hardware; emulated ones are slower than float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        features = torch.cpu.get_capabilities()
-        return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
-    return False
+    return classifiers.pays_bfloat16(str(device))
 
 
 def locate(model: ModelSection) -> str:

@@ -210,9 +210,14 @@ def read_dataset(file: Path, path: str, split: str) -> Sequence[Row]:
 
 
 def read_jsonl(file: Path, setting: str) -> list[Row]:
+    return [row for _, row in numbered_rows(file, setting)]
+
+
+def numbered_rows(file: Path, setting: str) -> list[tuple[int, Row]]:
+    """The objects of a JSONL file, each with its line's number; empty lines are passed over."""
     if not file.is_file():
         raise ConfigError(f"{setting}={file}: there is no such file")
-    rows: list[Row] = []
+    rows: list[tuple[int, Row]] = []
     try:
         # Not splitlines: it also splits at U+2028, which may stand inside a JSON string.
         lines = file.read_text(encoding="utf-8").split("\n")
@@ -231,5 +236,5 @@ def read_jsonl(file: Path, setting: str) -> list[Row]:
             raise ConfigError(
                 f"{setting}={file}, line {number} is not an object with named columns"
             )
-        rows.append(row)
+        rows.append((number, row))
     return rows

@@ -1,8 +1,11 @@
 """The one file that imports TRL: what this project borrows from it, in one place to mend."""
 
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 
 def is_conversational(prompt: Any) -> bool:
@@ -45,6 +48,37 @@ def trainer_classes(method: str) -> tuple[Any, Any]:
 
 def remove_printer(trainer: Any) -> None:
     """Keep transformers from printing each log as a dict."""
-    from transformers import PrinterCallback
-
     trainer.remove_callback(PrinterCallback)
+
+
+def train_reward_model(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    adapter: Any = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> tuple[Any, int]:
+    """A sequence classifier trained on preference pairs, and how many of them were short enough.
+
+    `settings` are RewardConfig's; `adapter` is peft's configuration, None for all weights.
+    """
+    import datasets  # type: ignore[import-untyped]
+    from trl import RewardConfig, RewardTrainer
+
+    datasets.disable_progress_bars()
+    data = datasets.Dataset.from_list([dict(pair) for pair in pairs])
+    with tempfile.TemporaryDirectory() as nothing_is_kept, warnings.catch_warnings():
+        # TRL asks transformers by an older name.
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
+        trainer = RewardTrainer(
+            model=model,
+            args=RewardConfig(output_dir=nothing_is_kept, **settings),
+            train_dataset=data,
+            processing_class=tokenizer,
+            peft_config=adapter,
+            callbacks=list(callbacks),
+        )
+        remove_printer(trainer)
+        trainer.train()
+    return trainer.model, len(trainer.train_dataset)  # type: ignore[arg-type]

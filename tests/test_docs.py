@@ -20,6 +20,8 @@ from rewards import registry
 from rlalign import cli, exits
 from rlalign.algorithms.ppo import PPORun, optimum_warnings
 from rlalign.config import from_mapping, load_config
+from rlalign.reward_model import DEFAULT as REWARD_MODEL
+from rlalign.reward_model import RewardModelRun
 from rlalign.runs import RunFolder
 
 ROOT = Path(__file__).parent.parent
@@ -162,7 +164,8 @@ def test_yaml_blocks_load(page, readers_folder):
     for number, block in enumerate(blocks(page, "yaml")):
         file = readers_folder / f"block{number}.yaml"
         file.write_text(block, encoding="utf-8")
-        load_config(PPORun, ["--config", str(file)])
+        run_model = RewardModelRun if "pairs" in yaml.safe_load(block) else PPORun
+        load_config(run_model, ["--config", str(file)])
 
 
 @pytest.mark.parametrize("line", commands())
@@ -205,7 +208,16 @@ def check_accelerate(arguments):
         assert find_spec(arguments[1])
     elif arguments:
         assert Path(arguments[0]).is_file()
-        load_config(PPORun, arguments[1:], default="experiments/quickstart.yaml")
+        if arguments[0] == "launch/reward_model.py":
+            load_config(RewardModelRun, arguments[1:], default=REWARD_MODEL)
+        else:
+            load_config(PPORun, arguments[1:], default="experiments/quickstart.yaml")
+
+
+def check_python(arguments):
+    """A script of experiments/; what follows it are settings of its PPO run."""
+    assert Path(arguments[0]).is_file() and arguments[0].startswith("experiments/")
+    load_config(PPORun, arguments[1:], default="experiments/quickstart.yaml")
 
 
 def check_make(arguments):
@@ -235,7 +247,7 @@ def check_wandb(arguments):
 OWN_OPTIONS = ("--schema", "--markdown")
 CHECKS = {
     "rlalign": check_rlalign, "accelerate": check_accelerate, "make": check_make,
-    "pip": check_pip, "wandb": check_wandb,
+    "python": check_python, "pip": check_pip, "wandb": check_wandb,
 }  # fmt: skip
 
 
@@ -265,6 +277,7 @@ def test_the_table_of_rewards_names_every_kind():
     families = {"lexical", "topic", "style", "structure"}
     assert listed == {kind for kind in rewards.kinds() if kind.partition(".")[0] in families}
     assert len(listed) == 16, "the README's first lines say sixteen"
+    assert "`model.preference`" in behind
 
 
 def test_the_table_of_launchers_names_every_file():
@@ -293,8 +306,7 @@ def test_settings_in_running_text_exist():
         text = FENCE.sub("", page.read_text(encoding="utf-8"))
         for name in re.findall(r"`(\w+\.\w+)(?:=[^`]*)?`", text):
             section, _, field = name.partition(".")
-            if name in rewards.kinds():  # trl is a section and a family of rewards
-                continue
-            if section in sections - {"rewards"} and field not in ("json", "yaml", "py"):
+            is_setting = section in sections - {"rewards"} and name not in rewards.kinds()
+            if is_setting and field not in ("json", "yaml", "py"):
                 known = PPORun.model_fields[section].annotation.model_fields
                 assert field in known, f"{page.name}: {name}"

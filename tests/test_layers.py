@@ -14,7 +14,7 @@ LAYERS = [
     {"types", "problems", "overrides", "schema", "settle", "reward_settings", "config"}
     | {"fields", "audit_section", "sections", "offsets"}
     | {"masking", "logprobs", "kl", "gae", "running", "files", "terminal", "redact", "startup"},
-    {"prompts", "policy", "models", "ranks", "checkpoint", "metrics", "runs", "tracking"}
+    {"prompts", "pairs", "policy", "models", "ranks", "checkpoint", "metrics", "runs", "tracking"}
     | {"wandb_tracker"},
     {"generation", "scoring", "symptoms"},
     {"signs"},
@@ -44,7 +44,8 @@ LAYERS = [
     },
     {"loop"},
     {"trl_rewards", "trl_settings", "trl_record"},
-    {"api", "ppo", "measure", "reward_tools", "trl_run", "cli", "__main__", "__init__"},
+    {"api", "ppo", "reward_model", "measure", "reward_tools", "trl_run", "cli", "__main__"}
+    | {"__init__"},
 ]
 FILES = sorted([*(ROOT / "rlalign").rglob("*.py"), *(ROOT / "rewards").rglob("*.py")])
 OURS = [path for path in FILES if path.stem != "__init__" or path.parent.name == "rlalign"]

@@ -7,6 +7,7 @@ FAMILIES = {
     "structure": "what form it has",
     "style": "how it is written",
     "topic": "what it is about",
+    "model": "what a network says that was trained on preferences",
     "combine": "several rewards as one",
     "remote": "what a server says",
     "judge": "what a chat model says",
@@ -82,6 +83,15 @@ NOTES = {
         "zebra quartz lamp onion",
         1.0,
         spans=True,
+    ),
+    "model.preference": Notes(
+        "your model",
+        "It knows texts like those of its pairs and guesses about others: praise, length, lists "
+        "and set phrases that stood in chosen texts, repeated. Optimised hard, its value goes on "
+        "rising while the text gets worse; [reward-model.md](reward-model.md) draws that curve. "
+        "Keep a judge of another make beside it, a `kl.coef` that holds, and a `clip`.",
+        "",
+        None,
     ),
     "structure.word_count": Notes(
         "words",

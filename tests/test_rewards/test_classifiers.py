@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from rewards import RewardConfigError, RewardSet, classifiers
-from rewards.classifiers import ReviewSentiment, SequenceClassifier, sigmoid, softmax
+from rewards.classifiers import ReviewSentiment, sigmoid, softmax
 from rewards.entries import RewardEntry
 from rewards.registry import check_params
+from rewards.sequences import SequenceClassifier
 from rewards.style import Classifier, Readability, Sentiment
 from rewards.topic import Classifier as TopicClassifier
 from rewards.topic import Similarity

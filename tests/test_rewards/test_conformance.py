@@ -17,7 +17,7 @@ from rewards import (
 from rewards.checks import CHECKS, EMOJI, LONG
 from rewards.conformance import Result, check, examine
 
-NEEDS_A_MODEL = {"style.classifier"}
+NEEDS_A_MODEL = {"style.classifier", "model.preference"}  # the second in test_preference.py
 NEEDS_A_SERVER = {"remote.http", "judge.openai"}  # checked in test_remote.py and test_judge.py
 
 
