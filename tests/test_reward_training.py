@@ -251,8 +251,11 @@ def test_the_numbers_are_those_computed_by_hand():
 def test_of_several_labels_auc_is_one_against_the_rest_and_brier_a_sum():
     held_out = examples(("1", "a"), ("2", "b"), ("3", "c")).rows
     values = np.array([[0.8, 0.1, 0.1], [0.5, 0.3, 0.2], [0.2, 0.2, 0.6]])
-    numbers = measure.evaluate(values, held_out, ["a", "b", "c"], False)["held_out"]
+    found = measure.evaluate(values, held_out, ["a", "b", "c"], False)
+    numbers = found["held_out"]
     assert numbers["auc"] == pytest.approx(1.0)
+    assert numbers["ece"] == pytest.approx((0.2 + 0.5 + 0.4) / 3)  # 0.8, 0.5 (wrong), 0.6
+    assert found["labels"]["a"]["ece"] == pytest.approx((0.2 + 0.5 + 0.2) / 3)  # 0.8, 0.5, 0.2
     assert numbers["brier"] == pytest.approx((0.06 + 0.25 + 0.49 + 0.04 + 0.04 + 0.04 + 0.16) / 3)
 
 
