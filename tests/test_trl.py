@@ -210,7 +210,8 @@ def test_one_yaml_gives_comparable_runs_under_ppo_grpo_and_rloo(three: dict[str,
         assert [row["samples"] for row in rows] == [0, 8, 16]
         assert [row["lr"] for row in rows[1:]] == [2.5e-3, 5e-3]
         assert rows[-1]["optimizer_steps"] == 8  # 2 iterations x 2 epochs x 2 minibatches
-        assert rows[-1]["eval/kl"] > 0.01, "nothing was learnt, or nothing of it saved"
+        # An estimate (k1) of a few samples, so of either sign; 0 if nothing was learnt and saved.
+        assert abs(rows[-1]["eval/kl"]) > 0.01, name
 
 
 def test_the_three_methods_meet_the_same_prompts(three: dict[str, Path]) -> None:
