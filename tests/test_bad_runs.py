@@ -169,7 +169,10 @@ def test_a_faulty_reward_is_found_before_training(folder, monkeypatch, capsys, b
 def test_a_column_that_the_data_lacks_is_named(folder, monkeypatch, capsys):
     write_reward(folder, "completions: list[str], answer: list[str]", "return [1.0] * len(answer)")
     arguments = ["--reward_files=mine.py", "--rewards.mine.kind=my.reward"]
-    line = "reward 'mine' needs the column 'answer'; the data has: completions, id, prompts"
+    line = (
+        "prompts.path=prompts.jsonl: reward 'mine' needs the column 'answer'; the data has: "
+        "completions, id, prompts"
+    )
     ends_with(folder, monkeypatch, capsys, arguments, 2, line)
 
 

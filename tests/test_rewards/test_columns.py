@@ -163,7 +163,8 @@ def test_dense_credit_under_own_values_keeps_the_contract():
          "rewards.x.words=[]: list should have at least 1 item after validation, not 0 "
          "(from the column 'c')"),
         ({"words": {"column": "c"}}, None,
-         "rewards.x.words=None: input should be a valid list (from the column 'c')"),
+         "rewards.x.words=None: input should be a valid list (from the column 'c', which is empty "
+         "there)"),
         ({"words": {"column": "c"}}, 7,
          "rewards.x.words=7: input should be a valid list (from the column 'c')"),
         ({"words": {"column": "c"}}, ["a", 7],
