@@ -4,7 +4,7 @@
 
 Six runs of experiments/dense_credit.yaml, three seeds of each arm, kept in runs/dense-credit-*; one
 that was stopped goes on where it stood. Printed is a table for experiments/RESULTS.md, of the runs
-that are complete; experiments/dense_credit.png shows their curves.
+that are complete; docs/images/dense_credit.png shows their curves.
 
 Stated before the runs: a score is the mean over the last 5 iterations. The mark of a seed lies 80%
 of the way from where both arms start, their common first iteration, to where the arm without spans
@@ -29,7 +29,7 @@ from rlalign.config import load_config, to_flat
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "experiments/dense_credit.yaml"
-PICTURE = ROOT / "experiments/dense_credit.png"
+PICTURE = ROOT / "docs/images/dense_credit.png"
 ARMS = {"spans": "credit at the words", "last": "credit at the last token"}
 WINDOW = 5  # iterations
 WAYS = (0.8, 0.5)  # the first is the one that counts
