@@ -98,6 +98,11 @@ def peak(points: Sequence[Mapping[str, float]], name: str = "judge") -> Mapping[
 def verdict(points: Sequence[Mapping[str, float]]) -> str:
     """Whether the judge fell while the proxy rose, with the numbers."""
     top, end = peak(points), points[-1]
+    if top is end:
+        return (
+            f"The judge was at its best at the end ({end['judge']:+.2f} standard deviations, the "
+            f"proxy {end['taste']:+.2f}): no fall was seen."
+        )
     fall = top["judge"] - end["judge"]
     error = float(np.hypot(top["judge_se"], end["judge_se"]))
     return (

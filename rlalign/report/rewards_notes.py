@@ -88,7 +88,7 @@ NOTES = {
         "your model",
         "It knows texts like those of its pairs and guesses about others: praise, length, lists "
         "and set phrases that stood in chosen texts, repeated. Optimised hard, its value goes on "
-        "rising while the text gets worse; [reward-model.md](reward-model.md) draws that curve. "
+        "rising while the text gets worse; [reward-model.md](reward-model.md) measures it. "
         "Keep a judge of another make beside it, a `kl.coef` that holds, and a `clip`.",
         "",
         None,
