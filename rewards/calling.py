@@ -30,7 +30,7 @@ from rewards.frozen import frozen
 from rewards.isolation import DEADLINE, Foreign, Isolated, Worker
 from rewards.randomness import OwnRandomness
 from rewards.spec import RewardSpec
-from rewards.trl_style import TRLFunction
+from rewards.trl_style import CONTEXT, TRLFunction
 
 Columns = Mapping[str, Sequence[Any]]
 Value = float | Score | None
@@ -73,7 +73,7 @@ def require(entry: RewardEntry, needs: Iterable[str], data: Columns) -> None:
         if name not in data:
             raise RewardConfigError(
                 f"reward '{entry.name}' needs the column '{name}'; the data has: "
-                f"{', '.join(sorted(data))}"
+                f"{', '.join(sorted(data.keys() - {CONTEXT}))}"
             )
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 
 from rlalign.algorithms.ppo import PPORun
+from rlalign.audit_section import AuditSection
 from rlalign.config import ConfigError
 from rlalign.models import compute_dtype
 from rlalign.schema import settings
@@ -56,6 +57,7 @@ RULES = (
     same("score.clip", "reward_funcs", "one more function takes off what lies outside"),
     same("score.missing_eos_penalty", "reward_funcs", "in the same function"),
     same("score.normalize", NOWHERE, "the target is the same without it"),
+    same("score.credit", NOWHERE, "a response has one number"),
     same("kl.coef", "beta", "RLOO: as in PPO; GRPO: see below"),
     Rule("kl.target", NOWHERE, NOWHERE, "beta is fixed", refused=True),
     same("kl.horizon", NOWHERE, "beta is fixed"),
@@ -92,6 +94,12 @@ RULES = (
     same("reward_files", OURS),
     same("ppo.epochs", "num_iterations"),
     same("ppo.minibatches", "steps_per_generation"),
+    *(
+        same(f"audit.{name}", NOWHERE, "nothing looks at TRL's samples")
+        for name in AuditSection.model_fields
+        if name != "stop"
+    ),
+    Rule("audit.stop", NOWHERE, NOWHERE, "nothing looks at TRL's samples", refused=True),
     same("ppo.lr", "learning_rate"),
     same("ppo.clip", "epsilon", "RLOO clips the ratio of a whole response"),
     Rule("ppo.dual_clip", "delta", NOWHERE, "RLOO has none"),

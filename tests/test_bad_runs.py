@@ -171,7 +171,7 @@ def test_a_column_that_the_data_lacks_is_named(folder, monkeypatch, capsys):
     arguments = ["--reward_files=mine.py", "--rewards.mine.kind=my.reward"]
     line = (
         "prompts.path=prompts.jsonl: reward 'mine' needs the column 'answer'; the data has: "
-        "completions, id, prompts"
+        "completion_ids, completions, id, prompts"
     )
     ends_with(folder, monkeypatch, capsys, arguments, 2, line)
 
@@ -180,7 +180,7 @@ REWARD_FILES = [
     (None, "no file 'mine.py' in {folder}"),
     ("def f(:\n", "reward file 'mine.py' is no valid Python: {folder}/mine.py:1: invalid syntax"),
     ("import notamodule\n", "reward file 'mine.py' failed at line 1: ModuleNotFoundError: No module named 'notamodule'"),
-    ("x = 1\n", "reward file 'mine.py' defines no reward; put @reward(\"my.name\") above a function"),
+    ("x = 1\n", "reward file 'mine.py' defines no reward; put @reward(\"my.name\") above a function, or write one as for TRL, with `completions` and `**kwargs`"),
 ]  # fmt: skip
 
 

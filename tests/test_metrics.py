@@ -19,6 +19,7 @@ from rlalign.metrics import (
 
 # Keys of the page that a plain run does not write: kl.placement=loss writes this one.
 ONLY_UNDER_A_SETTING = {"kl/loss", "reward/<name>/failed", "reward/<name>/weight"}
+ONLY_UNDER_A_SETTING |= {"reward/<name>/log/<metric>"}  # with a reward that logs
 ONLY_UNDER_A_SETTING |= {"audit/reward/<name>/rest"}  # with more rewards than one
 
 

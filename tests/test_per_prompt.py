@@ -70,7 +70,9 @@ def refused(prompts, message, **sections):
 
 def test_every_prompt_is_checked_before_a_model_is_there(monkeypatch):
     monkeypatch.setattr("rlalign.session.build_policy", lambda *_: pytest.fail("too late"))
-    missing = "reward 'own' needs the column 'letter'; the data has: completions, prompts"
+    missing = (
+        "reward 'own' needs the column 'letter'; the data has: completion_ids, completions, prompts"
+    )
     refused(list(oracle.PROMPTS), f"prompts: {missing}")
     wrong = (
         "rewards.own.words=None: input should be a valid list (from the column 'letter', which is "
@@ -105,7 +107,9 @@ def test_a_wrong_value_is_placed_by_its_row_in_the_file_however_prompts_are_spli
 def test_a_column_that_only_the_training_prompts_have_is_missed_in_the_others(tmp_path):
     file = tmp_path / "held_out.jsonl"
     file.write_text('{"prompt": "a"}\n', encoding="utf-8")
-    missing = "reward 'own' needs the column 'letter'; the data has: completions, prompts"
+    missing = (
+        "reward 'own' needs the column 'letter'; the data has: completion_ids, completions, prompts"
+    )
     refused(PROMPTS, f"prompts.eval_path={file}: {missing}", prompts_={"eval_path": str(file)})
 
 

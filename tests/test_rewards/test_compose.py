@@ -24,7 +24,7 @@ def test_the_score_is_the_weighted_sum_of_clipped_scaled_values():
     assert out.names == ("she", "words", "metric")
     assert out.values.tolist() == [[1, 1, 1], [0, 0, 1]]
     assert out.score.tolist() == [2 * 1 + 0.5 * 2, 0]
-    assert out.spans == ((Span(0, 3, 2.0),), ())
+    assert out.spans == ((Span(0, 3, 2.0), Span(4, 7, 1.0)), ())
     assert out.valid.all() and out.skipped == {}
 
 

@@ -170,7 +170,7 @@ def exists(pid: int) -> bool:
 
 
 def worker_of(rewards: RewardSet) -> int:
-    return int(rewards.as_trl("x")([""], ["pid"])[0])
+    return int(rewards([""], ["pid"]).values[0, 0])
 
 
 AWKWARD = [
