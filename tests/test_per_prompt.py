@@ -62,6 +62,9 @@ def test_each_prompt_is_steered_to_its_own_word():
     assert gain[0, 1] < 0.05 and gain[1, 0] < 0.05
 
 
+LACKS = "reward 'own' needs the column 'letter'; the data has: completion_ids, completions, prompts"
+
+
 def refused(prompts, message, **sections):
     with pytest.raises(RewardConfigError) as caught:
         builders.session(rewards=(), prompts=prompts, rewards_={"own": LETTER}, **sections)
@@ -70,10 +73,7 @@ def refused(prompts, message, **sections):
 
 def test_every_prompt_is_checked_before_a_model_is_there(monkeypatch):
     monkeypatch.setattr("rlalign.session.build_policy", lambda *_: pytest.fail("too late"))
-    missing = (
-        "reward 'own' needs the column 'letter'; the data has: completion_ids, completions, prompts"
-    )
-    refused(list(oracle.PROMPTS), f"prompts: {missing}")
+    refused(list(oracle.PROMPTS), f"prompts: {LACKS}")
     wrong = (
         "rewards.own.words=None: input should be a valid list (from the column 'letter', which is "
         "empty there)"
@@ -107,10 +107,7 @@ def test_a_wrong_value_is_placed_by_its_row_in_the_file_however_prompts_are_spli
 def test_a_column_that_only_the_training_prompts_have_is_missed_in_the_others(tmp_path):
     file = tmp_path / "held_out.jsonl"
     file.write_text('{"prompt": "a"}\n', encoding="utf-8")
-    missing = (
-        "reward 'own' needs the column 'letter'; the data has: completion_ids, completions, prompts"
-    )
-    refused(PROMPTS, f"prompts.eval_path={file}: {missing}", prompts_={"eval_path": str(file)})
+    refused(PROMPTS, f"prompts.eval_path={file}: {LACKS}", prompts_={"eval_path": str(file)})
 
 
 def test_rows_of_samples_show_what_the_rewards_read_of_the_data():

@@ -17,7 +17,7 @@ def test_the_page_is_the_one_that_the_registry_gives():
 
 
 def test_every_built_in_kind_has_a_section_with_its_parameters_and_notes():
-    assert len(built_in()) == 28 and set(NOTES) == set(built_in())
+    assert len(built_in()) == 29 and set(NOTES) == set(built_in())
     sections = dict(
         re.findall(r"^### (\S+)\n(.*?)(?=^##|\Z)", rewards_page(), re.MULTILINE | re.DOTALL)
     )

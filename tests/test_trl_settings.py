@@ -71,6 +71,20 @@ OTHERS = {
     "ppo.dual_clip": 3.0,
     "ppo.entropy_coef": 0.01,
     "trl.scale_rewards": "group",
+    "score.credit": "last",
+    "audit.window": 3,
+    "audit.top": 1,
+    "audit.length_corr": 0.5,
+    "audit.length_factor": 3.0,
+    "audit.phrase_share": 0.5,
+    "audit.opening_share": 0.5,
+    "audit.duplicates": 0.5,
+    "audit.distinct2_lost": 0.5,
+    "audit.traded_drop": 1.0,
+    "audit.judge_drop": 1.0,
+    "audit.kl_per_token": 2.0,
+    "audit.judges": ["x"],
+    "audit.stop": ["length-runs"],
 }
 
 
