@@ -6,6 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from rewards.contract import (
     Span,
     WorkerFault,
     WorkerLost,
+    WorkerUnstartable,
     as_float,
     brief,
     described,
@@ -27,7 +29,7 @@ from rewards.contract import (
 )
 from rewards.entries import RewardEntry
 from rewards.frozen import frozen
-from rewards.isolation import DEADLINE, Foreign, Isolated, Worker
+from rewards.isolation import Foreign, Isolated
 from rewards.randomness import OwnRandomness
 from rewards.spec import RewardSpec
 from rewards.trl_style import CONTEXT, TRLFunction
@@ -39,6 +41,8 @@ Result = Value | Failure
 ValueCache = OrderedDict[Hashable, Value]
 _CACHED_VALUES = 10_000
 logger = logging.getLogger(__name__)
+# Whether this thread runs beside others, and so cannot have the random generators for itself.
+shares_generators = ContextVar("shares_generators", default=False)
 
 
 class Scorer(Protocol):
@@ -158,7 +162,7 @@ class BuiltReward:
             if key is None or (key not in self._cache and key not in first):
                 wanted.append(i)
                 first.setdefault(key, i)
-        with nullcontext() if is_async(self) else self._randomness:
+        with nullcontext() if shares_generators.get() else self._randomness:
             fresh = dict(zip(wanted, self._compute(batch, wanted), strict=True))
         results: list[Result] = []
         for i, key in zip(rows, keys, strict=True):
@@ -189,6 +193,8 @@ class BuiltReward:
             returned = self._call(batch, wanted)
         except RewardConfigError as error:
             raise error.within(f"rewards.{self.entry.name}") from error
+        except WorkerUnstartable:
+            raise
         except (Exception, SystemExit) as error:  # sys.exit would end the run with its code
             return self._one_by_one(batch, wanted, error)
         return self._checked(returned, batch, wanted)
@@ -205,14 +211,16 @@ class BuiltReward:
         failures = 0
         for i in wanted:
             try:
-                results += self._checked(self._call(batch, [i]), batch, [i])
-            except RewardError:
+                returned = self._call(batch, [i])
+            except WorkerUnstartable:
                 raise
             except (Exception, SystemExit) as alone:
                 results.append(self._failure(_clause(alone), alone))
                 failures += 1
                 if failures > allowed:
                     break
+            else:
+                results += self._checked(returned, batch, [i])
         if not any(isinstance(result, Failure) for result in results):
             fault = (
                 f"{self.label} {_clause(error)} on {len(wanted)} samples, though on none of them "
@@ -282,33 +290,8 @@ class BuiltReward:
         return Failure(f"{self.label} {clause}", cause)
 
 
-def construct(
-    entry: RewardEntry, spec: RewardSpec, params: Mapping[str, Any], worker: Worker | None = None
-) -> Reward:
-    """The callable with its parameters; whatever goes wrong names the entry.
-
-    An isolated reward runs in `worker`, or in one of its own.
-    """
-    where = f"rewards.{entry.name}"
-    try:
-        if entry.isolate and isinstance(spec.target, TRLFunction):
-            raise RewardConfigError(
-                "isolate=True is not for functions that are written for TRL: what they log would "
-                "stay in the worker; put @reward above it, or remove isolate"
-            )
-        if entry.isolate:
-            return Isolated(spec, params, entry.deadline or DEADLINE, worker)
-        return spec.build(params)
-    except RewardConfigError as error:
-        raise error.within(where) from error
-    except (Exception, SystemExit) as error:
-        raise RewardConfigError(
-            f"{where} ({spec.kind}, {spec.source}) cannot be built: {described(error)}"
-        ) from error
-
-
 def is_async(scorer: Scorer) -> bool:
-    """Whether it waits in a thread of its own, where it cannot have the generators for itself."""
+    """Whether it is a function that waits, and so may do so beside others."""
     target = scorer.spec.target if isinstance(scorer, BuiltReward) else None
     return isinstance(target, TRLFunction) and target.is_async
 

@@ -5,12 +5,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from rewards import schema
+from rewards.building import construct
 from rewards.calling import (
     BuiltReward,
     Columns,
     Result,
     ValueCache,
-    construct,
     label,
     require,
 )
@@ -45,13 +45,14 @@ class PerPromptReward:
         return self.spec.signature.needs | frozenset(self._sources.values())
 
     def load(self) -> None:
-        """Nothing yet: a model is read with the first value, and shared with the others."""
+        """Nothing yet: `check` reads the model with the first value, and all share it."""
 
     def check(self, data: Columns) -> None:
         """Refuse a missing column, and values that their parameter does not allow."""
         for rows in self._groups(data, range(len(data["completions"]))).values():
             try:
                 reward = self._build(data, rows[0], ())
+                reward.load()  # a label, say, that its model does not know
                 reward.check(data)
             except RewardConfigError as error:
                 error.row = rows[0]
@@ -60,8 +61,7 @@ class PerPromptReward:
 
     def close(self) -> None:
         """End the worker that all of them share, where they run in one."""
-        for reward in self._kept.values():
-            reward.close()
+        self._kept.clear()
         if self._worker is not None:
             self._worker.close()
 
@@ -74,6 +74,8 @@ class PerPromptReward:
         for key, members in self._groups(data, rows).items():
             reward = self._reward(key, data, members[0])
             returned = reward.results(data, members, use_cache=use_cache)
+            if isinstance(key, int):
+                reward.close()
             found.update(zip(members, returned, strict=True))
         return [found[i] for i in rows]
 

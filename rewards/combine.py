@@ -11,6 +11,7 @@ from rewards.contract import Failure
 from rewards.entries import RewardEntry
 from rewards.registry import add_combination
 from rewards.spec import RewardSpec
+from rewards.trl_style import for_entry
 
 Parts = Annotated[
     dict[str, Any],
@@ -80,7 +81,10 @@ class Combination:
         self, data: Columns, rows: Sequence[int] | None = None, *, use_cache: bool = True
     ) -> list[Result]:
         """One value for each sample, without spans."""
-        columns = [part.results(data, rows, use_cache=use_cache) for part in self._parts]
+        columns = [
+            part.results(for_entry(data, part.entry.name), rows, use_cache=use_cache)
+            for part in self._parts
+        ]
         return [self._join(results) for results in zip(*columns, strict=True)]
 
     def _join(self, results: Sequence[Result]) -> Result:

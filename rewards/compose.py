@@ -1,6 +1,7 @@
 """Several rewards as one score: build them, call all, weigh, and keep each one's credit."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -9,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewards import registry, schema
-from rewards.calling import BuiltReward, Columns, Scorer, Value, construct
+from rewards.building import construct
+from rewards.calling import BuiltReward, Columns, Scorer, Value
 from rewards.columns import PerPromptReward
 from rewards.combine import Combination
 from rewards.contract import RewardError, Score, Span
@@ -77,8 +79,9 @@ class RewardSet:
 
     def close(self) -> None:
         """End the workers of isolated rewards, which would otherwise end with this process."""
-        for reward in self._rewards:
-            reward.close()
+        with ExitStack() as closing:  # all of them, whatever one raises
+            for reward in self._rewards:
+                closing.callback(reward.close)
 
     @property
     def entries(self) -> tuple[RewardEntry, ...]:

@@ -14,6 +14,10 @@ class RewardError(Exception):
     """A reward failed while scoring: it raised, or returned a wrong length, a wrong type or NaN."""
 
 
+class WorkerUnstartable(RewardError):
+    """The worker of an isolated reward was lost, and does not start again."""
+
+
 class WorkerFault(Exception):
     """What a call in a worker came to, as a clause behind the reward's name: `raised KeyError`."""
 

@@ -23,11 +23,11 @@ from rewards import classifiers, registry
 from rewards.contract import (
     Failure,
     RewardConfigError,
-    RewardError,
     Score,
     Span,
     WorkerFault,
     WorkerLost,
+    WorkerUnstartable,
 )
 from rewards.spec import RewardSpec
 from rewards.worker import Origin
@@ -61,8 +61,12 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._end: weakref.finalize[..., Any] | None = None
 
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def run(self) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self.is_running:
             return
         self.close()
         origin = _origin(self.spec)
@@ -102,7 +106,7 @@ class Isolated:
     """A reward that runs in a worker, called like the reward itself.
 
     Raises WorkerFault where the reward raises, hangs or crashes; after a loss the next call starts
-    a new worker, and raises RewardError where that fails.
+    a new worker, and raises WorkerUnstartable where that fails.
     """
 
     def __init__(
@@ -138,7 +142,7 @@ class Isolated:
             self._build()
         except (WorkerFault, RewardConfigError) as error:
             spec = self._worker.spec
-            raise RewardError(
+            raise WorkerUnstartable(
                 f"the worker of {spec.kind} ({spec.source}) does not start again: {error}"
             ) from error
         returned = self._worker.ask("call", id(self), columns, seconds=self._deadline)
@@ -148,7 +152,7 @@ class Isolated:
         """End the worker, if it is its own; a later call would start another."""
         if self._is_owner:
             self._worker.close()
-        elif self._worker.starts == self._built_in:
+        elif self._worker.is_running and self._worker.starts == self._built_in:
             with suppress(WorkerLost):
                 self._worker.ask("drop", id(self), seconds=START_SECONDS)
             self._built_in = 0

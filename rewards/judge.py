@@ -19,6 +19,7 @@ from rewards.posting import (
     TotalTimeout,
 )
 from rewards.registry import reward
+from rewards.trl_style import as_script
 
 _NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _GRADE = re.compile(
@@ -117,8 +118,17 @@ class OpenAIJudge:
     def load(self) -> None:
         self._server.load()
 
-    def __call__(self, prompts: list[str], completions: list[str]) -> list[float | Failure]:
-        pairs = zip(prompts, completions, strict=True)
+    def __call__(
+        self,
+        prompts: list[str],
+        completions: list[str],
+        prompt_messages: list[Any] | None = None,
+    ) -> list[float | Failure]:
+        asked = [
+            text if chat is None else as_script(chat)
+            for text, chat in zip(prompts, prompt_messages or [None] * len(prompts), strict=True)
+        ]
+        pairs = zip(asked, completions, strict=True)
         answers = self._server.post([self._request(*pair) for pair in pairs])
         return [self._value(answer) for answer in answers]
 

@@ -84,8 +84,17 @@ class Preference:
                 f"{self._format(classifier)} format adds has {empty} tokens"
             )
 
-    def __call__(self, prompts: list[Item], completions: list[Item]) -> list[float]:
+    def __call__(
+        self,
+        prompts: list[Item],
+        completions: list[Item],
+        prompt_messages: list[Any] | None = None,
+    ) -> list[float]:
         classifier = self._classifier
+        prompts = [
+            text if chat is None else chat
+            for text, chat in zip(prompts, prompt_messages or [None] * len(prompts), strict=True)
+        ]
         encodings = [
             self._fitted(classifier, prompt, completion)
             for prompt, completion in zip(prompts, completions, strict=True)

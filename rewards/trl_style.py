@@ -19,6 +19,8 @@ from rewards.contract import RewardConfigError, RewardError, brief
 from rewards.spec import RewardSpec, Signature, read_plain, source_of
 
 CONTEXT = "trl_context"  # the column that carries, for each sample, its `Sampled`
+MESSAGES = "prompt_messages"  # a sample's prompt where it is a conversation, else None
+HANDED = (CONTEXT, MESSAGES, "completion_ids")  # by the run, so no column of the data has the name
 PROVIDED = ("completion_ids", "trainer_state", "log_extra", "log_metric")
 _MAKING = threading.Lock()
 Messages = Sequence[Mapping[str, Any]]
@@ -54,7 +56,8 @@ def context(
     size = len(completion_ids)
     given = list(messages) or [None] * size
     samples = [Sampled(i, size, m, state, logged) for i, m in enumerate(given)]
-    return {"completion_ids": list(completion_ids), CONTEXT: samples}
+    handed: dict[str, Sequence[Any]] = {"completion_ids": list(completion_ids), CONTEXT: samples}
+    return handed | ({MESSAGES: given} if any(messages) else {})
 
 
 def for_entry(data: Mapping[str, Sequence[Any]], name: str) -> Mapping[str, Sequence[Any]]:
@@ -62,6 +65,11 @@ def for_entry(data: Mapping[str, Sequence[Any]], name: str) -> Mapping[str, Sequ
     if CONTEXT not in data:
         return data
     return {**data, CONTEXT: [replace(sample, entry=name) for sample in data[CONTEXT]]}
+
+
+def as_script(messages: Messages) -> str:
+    """A conversation as one text, a paragraph for each message: `user: What is rain?`"""
+    return "\n\n".join(f"{m.get('role')}: {m.get('content') or ''}" for m in messages)
 
 
 def plain_text(item: Any) -> str:

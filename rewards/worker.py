@@ -7,12 +7,15 @@ import json
 import operator
 import os
 import pickle
+import random
 import signal
 import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rewards import classifiers, registry
 from rewards.contract import (
@@ -79,6 +82,8 @@ class Rewards:
         self._built: dict[int, Reward] = {}
 
     def open(self, origin: Origin) -> None:
+        random.seed(0)  # so that equal runs meet equal noise
+        np.random.seed(0)
         classifiers.set_device(origin.device)
         if origin.file is not None:
             registry.load_code(origin.file, origin.code)

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from rewards.contract import RewardError
+from rewards.contract import RewardConfigError, RewardError
 from rlalign.config import ConfigError
 
 PR_SET_PDEATHSIG = 1
@@ -72,16 +72,18 @@ class Ranks:
         and rank 0, which writes down how the run ended, would blame the connection.
         """
         result: list[Result] = []
-        faults: list[str] = []
+        faults: list[tuple[type[Exception], str]] = []
         try:
             result.append(job())
-        except RewardError as error:
+        except (RewardError, RewardConfigError) as error:
             if self.size == 1:
                 raise
-            faults.append(f"{error} (rank {self.rank})")
+            kind = RewardError if isinstance(error, RewardError) else RewardConfigError
+            faults.append((kind, f"{error} (rank {self.rank})"))
         everywhere = self.gather(faults)
         if everywhere:
-            raise RewardError(everywhere[0])
+            kind, message = everywhere[0]
+            raise kind(message)
         return result[0]
 
     def wait(self) -> None:

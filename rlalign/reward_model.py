@@ -31,6 +31,7 @@ from rlalign.models import first_line, has_bfloat16, load_tokenizer, locate
 from rlalign.overrides import dump_yaml
 from rlalign.pairs import Pair, Report, Text, read_pairs, report, split_pairs
 from rlalign.ranks import set_threads
+from rlalign.redact import redact_text
 from rlalign.runs import RunFolder, check_run, command_line, open_run
 from rlalign.sections import LoraSection, ModelSection, RunSection
 from rlalign.startup import config_stem, quiet_libraries, say
@@ -125,7 +126,7 @@ def train(config: RewardModelRun, stem: str = "reward_model") -> tuple[RunFolder
     training, held_out = split_pairs(pairs, config.pairs.eval_fraction, config.train.seed)
     tokenizer = reward_tokenizer(config.model, chat=pairs[0].is_chat)
     folder = open_run(config.run, stem)
-    write_atomically(folder.config_yaml, resolved_yaml(config))
+    write_atomically(folder.config_yaml, redact_text(resolved_yaml(config)))
     folder.start(argv=command_line(), world_size=1, seeds={"train": config.train.seed})
     try:
         set_threads(config.train.threads)

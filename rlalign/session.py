@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerState
 from rewards import classifiers
 from rewards.compose import PROBE_TEXTS, RewardSet, parse_entries
 from rewards.contract import RewardConfigError
-from rewards.trl_style import Logged, context
+from rewards.trl_style import HANDED, Logged, context
 from rlalign.audit import check_judges
 from rlalign.config import ConfigError
 from rlalign.generation import DecodeEngine
@@ -64,6 +64,15 @@ class Session:
         self.reward_set = RewardSet(parse_entries(config.rewards), extra=list(rewards))
         if not any(self.reward_set.weights):
             logger.warning("every reward has weight 0: only the KL to the reference is optimised")
+        try:
+            self._open(lm)
+        except BaseException:  # the processes of isolated rewards are there already
+            self.reward_set.close()
+            raise
+
+    def _open(self, lm: nn.Module | None) -> None:
+        """Try the rewards on the prompts; then the policy and its engine."""
+        config = self.config
         check_judges(config.audit, self.reward_set.names)
         for prompts_of in (self.prompts, self.eval_prompts):
             check_columns(self.reward_set, prompts_of, self._columns(prompts_of))
@@ -199,6 +208,12 @@ def check_columns(
     reward_set: RewardSet, prompts: PromptSet, columns: Mapping[str, Sequence[Any]]
 ) -> None:
     """Refuse prompts whose columns the rewards cannot work with, naming the file and the row."""
+    for name in HANDED:
+        if name in prompts.columns:
+            raise RewardConfigError(
+                f"{prompts.source.rstrip('=')}: the column '{name}' has the name of something that "
+                "the run hands to rewards; rename it"
+            )
     try:
         reward_set.check(prompts.texts, columns)
     except RewardConfigError as error:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,7 +72,8 @@ def trl_reward_funcs(
 class BatchScorer:
     """Scores a batch once for all the functions that TRL calls on it, one by one.
 
-    `columns_of` replaces the columns that TRL hands over; `on_scored` sees every batch.
+    `columns_of` replaces the columns that TRL hands over; `on_scored` sees every batch;
+    `together` makes a failure on one process that of all.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class BatchScorer:
         eos_id: int | None = None,
         columns_of: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
         on_scored: Callable[[ScoredBatch], None] | None = None,
+        together: Callable[[Callable[[], ScoredBatch]], ScoredBatch] = lambda job: job(),
     ) -> None:
         for entry in reward_set.entries:
             if isinstance(entry.weight, Ramp) and steps_per_iteration is None:
@@ -92,7 +95,7 @@ class BatchScorer:
                 )
         self._set, self._section = reward_set, score
         self._steps, self._eos = steps_per_iteration, eos_id
-        self._columns_of, self._on_scored = columns_of, on_scored
+        self._columns_of, self._on_scored, self._together = columns_of, on_scored, together
         self._batch: ScoredBatch | None = None
         self._of: object = None  # the completions that `_batch` scores
         self._read: set[str] = set()  # by which functions
@@ -137,7 +140,7 @@ class BatchScorer:
     ) -> ScoredBatch:
         """The batch's scores; new ones for another batch, or where the same function asks again."""
         if self._batch is None or self._of is not completions or reader in self._read:
-            self._batch = self._score(completions, **given)
+            self._batch = self._together(partial(self._score, completions, **given))
             self._of, self._read = completions, set()
             if self._on_scored is not None:
                 self._on_scored(self._batch)

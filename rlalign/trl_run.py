@@ -212,6 +212,7 @@ def build_trainer(session: Session, method: Method, folder: RunFolder, recorder:
         int(session.tokenizer.eos_token_id),
         columns_of=lambda given: _columns(session, given[ROW]),
         on_scored=recorder.scored,
+        together=session.ranks.together,
     )
     funcs, weights = scorer.rewards()
     lora = config.model.lora

@@ -266,6 +266,14 @@ def test_an_impure_reward_is_called_every_time_and_an_empty_batch_never():
     assert calls == ["one", "one"]
 
 
+def test_what_a_model_does_not_know_is_found_before_anything_is_scored():
+    entry = {"kind": "style.trained", "path": "example-styles", "label": {"column": "l"}}
+    rewards = RewardSet(parse_entries({"x": entry}))
+    with pytest.raises(RewardConfigError, match=r"^rewards\.x\.label='nonsense'") as caught:
+        rewards.check(["", ""], {"l": ["formal", "nonsense"]})
+    assert caught.value.row == 1
+
+
 def test_a_model_is_read_once_for_all_values(monkeypatch):
     read = []
 

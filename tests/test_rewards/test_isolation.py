@@ -23,11 +23,12 @@ REWARD_FILE = '''
 import ctypes
 import math
 import os
+import random
 import sys
 import threading
 import time
 
-from rewards import RewardConfigError, Score, Span, reward
+from rewards import RewardConfigError, RewardError, Score, Span, reward
 
 seen = 0
 
@@ -67,6 +68,10 @@ def react(text, factor):
         threading.Thread(target=time.sleep, args=(60,)).start()
     if text.startswith("doze"):
         time.sleep(0.3)
+    if text == "ours":
+        raise RewardError("inner trouble")
+    if text.startswith("chance"):
+        return random.random()
     if text == "pid":
         return os.getpid()
     if text == "seen":
@@ -285,7 +290,7 @@ def test_a_crash_stops_the_run_with_the_sample_named(isolated, reward_file):
     with pytest.raises(RewardError) as caught:
         isolated([""] * 3, ["a", "bb", "exit"])
     assert str(caught.value).startswith("reward 'x' (own.moody, ")
-    assert f"{reward_file}:14) ended its worker process (exit code 3) for " in str(caught.value)
+    assert f"{reward_file}:15) ended its worker process (exit code 3) for " in str(caught.value)
     assert str(caught.value).endswith("for sample 2: 'exit'")
 
 
@@ -377,6 +382,16 @@ def test_settings_from_a_column_share_one_worker_that_is_built_anew_when_lost():
     assert another != worker and not any(exists(int(pid)) for pid in (worker, another))
 
 
+def test_a_set_from_columns_whose_worker_was_lost_closes_without_a_word():
+    entry = RewardEntry(
+        "x", "own.moody", {"factor": {"column": "by"}}, isolate=True, deadline=DEADLINE
+    )
+    rewards = RewardSet([entry])
+    with pytest.raises(RewardError, match=r"took more than 1 s for sample 0: 'hang'$"):
+        rewards([""], ["hang"], {"by": [1.0]})
+    rewards.close()
+
+
 def test_isolated_parts_fail_and_end_as_their_combination_does():
     parts = {"a": {"kind": "own.moody"}, "b": {"kind": "structure.word_count", "min": 0}}
     (entry,) = parse_entries(
@@ -388,6 +403,27 @@ def test_isolated_parts_fail_and_end_as_their_combination_does():
     workers = [part._function._worker._process.pid for part in rewards._rewards[0]._parts]
     rewards.close()
     assert len({*workers}) == 2 and not any(map(exists, workers))
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_an_error_of_ours_that_a_reward_raises_fails_its_sample_alone(isolate):
+    rewards = reward_set(isolate=isolate, on_error="skip")
+    out = rewards([""] * 5, ["ours", *"abcd"])
+    rewards.close()
+    assert out.skipped == {"x": 1}
+    alone = reward_set(isolate=isolate)
+    with pytest.raises(RewardError, match=r"^reward 'x' .* raised RewardError: inner .*'ours'$"):
+        alone([""] * 2, ["a", "ours"])
+    alone.close()
+
+
+def test_equal_runs_meet_equal_noise():
+    drawn = []
+    for _ in range(2):
+        rewards = reward_set()
+        drawn.append(rewards([""] * 2, ["chance", "chance "]).values[:, 0].tolist())
+        rewards.close()
+    assert drawn[0] == drawn[1] and drawn[0][0] != drawn[0][1]
 
 
 def test_built_in_rewards_can_be_isolated():

@@ -59,6 +59,15 @@ def test_a_request_holds_model_rubric_texts_and_key(server, monkeypatch):
     assert "a prompt" in user["content"] and judged(body) == "a text"
 
 
+def test_a_conversation_is_judged_with_all_of_its_messages(server):
+    server.answer = lambda n, body: reply("3")
+    chat = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello?"}]
+    judge(server)(["Hello?"] * 2, ["a", "b"], {"prompt_messages": [chat, None]})
+    asked = [body["messages"][1]["content"] for body in server.bodies]
+    (whole,) = [text for text in asked if "Be kind." in text]
+    assert "system: Be kind.\n\nuser: Hello?" in whole and len(asked) == 2
+
+
 def test_a_server_without_a_key_gets_none(server):
     server.answer = lambda n, body: reply("3")
     judge(server)(["p"], ["t"])

@@ -123,6 +123,20 @@ def test_ordinary_models_share_batches_between_lengths(saved, classifier_directo
         assert SequenceClassifier(folder, False, "cpu")._pads
 
 
+def test_a_conversation_goes_through_the_chat_template_whole(saved):
+    folder = saved(llama(0), template=TEMPLATE)
+    chat = [{"role": "system", "content": "film"}, {"role": "user", "content": "the moon"}]
+    entry = RewardEntry("x", "model.preference", {"model": folder})
+    out = RewardSet([entry])(["the moon"] * 2, ["good film"] * 2, {"prompt_messages": [chat, None]})
+    expected = [
+        alone(folder, [text])[0][0]
+        for text in ("the film user the moon answer good film [EOS]",
+                     "user the moon answer good film [EOS]")
+    ]  # fmt: skip
+    assert out.values[:, 0].tolist() == pytest.approx(expected, abs=1e-5)
+    assert abs(expected[0] - expected[1]) > 1e-3
+
+
 def test_formats_join_prompt_and_completion(saved, classifier_directory):
     folder = saved(llama(0), template=TEMPLATE)
     prompts, completions = ["the moon"], ["good film"]

@@ -2,6 +2,8 @@ import asyncio
 import inspect
 import random
 import re
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,46 @@ def test_what_async_rewards_draw_is_a_stream_of_its_own():
     first, second = rewards([""], ["a"]), rewards([""], ["b"])
     assert random.random() == expected
     assert len({*first.values[0], *second.values[0]}) == 4
+
+
+def test_async_parts_of_a_combination_leave_the_generators_alone(tmp_path: Path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import random\n"
+        "async def chance(completions, log_metric=None, **kwargs):\n"
+        "    log_metric('m', 1.0)\n"
+        "    return [random.random() for _ in completions]\n"
+        "def length(completions, log_metric=None, **kwargs):\n"
+        "    log_metric('m', 3.0)\n"
+        "    return [float(len(c)) for c in completions]\n"
+    )
+    registry.load_file(file)
+    parts = {"a": {"kind": "chance"}, "b": {"kind": "length"}}
+    rewards = RewardSet(parse_entries({"c": {"kind": "combine.all", "parts": parts}}))
+    random.seed(7)
+    expected, logged = random.Random(7).random(), Logged()
+    rewards([""], ["ab"], context([[1]], (), TrainerState(), logged))
+    assert random.random() == expected
+    assert logged.metrics == {"c.parts.a/m": [1.0], "c.parts.b/m": [3.0]}
+
+
+def test_an_interrupt_does_not_wait_for_async_rewards():
+    async def forever(completions: list[str], **kwargs: Any) -> list[float]:
+        await asyncio.sleep(60)
+        return [0.0] * len(completions)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    start = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            RewardSet([], [forever])([""], ["a"])
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    assert time.monotonic() - start < 10
 
 
 def test_a_function_that_is_written_for_trl_is_not_isolated(tmp_path: Path):
