@@ -7,15 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rewards.contract import RewardConfigError
-
-if TYPE_CHECKING:
-    from rewards.sequences import SequenceClassifier
 
 Floats = NDArray[np.float64]
 
@@ -85,15 +82,6 @@ def embedder(model: str) -> Embedder:
     return _embedder(model, _device)
 
 
-def sequence_classifier(
-    model: str, trust_remote_code: bool = False, dtype: str = "float32"
-) -> "SequenceClassifier":
-    """`dtype` is torch's name, or `auto`: bfloat16 where the device has it in hardware."""
-    if dtype == "auto":
-        dtype = "bfloat16" if pays_bfloat16(_device) else "float32"
-    return _sequence_classifier(model, trust_remote_code, _device, dtype)
-
-
 @cache
 def sentiment_reviews() -> ReviewSentiment:
     from rewards import embedded
@@ -104,15 +92,6 @@ def sentiment_reviews() -> ReviewSentiment:
 @cache
 def _embedder(model: str, device: str) -> Embedder:
     return Embedder(model, device)
-
-
-@cache
-def _sequence_classifier(
-    model: str, trust_remote_code: bool, device: str, dtype: str
-) -> "SequenceClassifier":
-    from rewards.sequences import SequenceClassifier
-
-    return SequenceClassifier(model, trust_remote_code, device, dtype)
 
 
 def pays_bfloat16(device: str) -> bool:

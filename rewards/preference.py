@@ -6,10 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from rewards import classifiers
 from rewards.contract import RewardConfigError
 from rewards.registry import reward
-from rewards.sequences import Encoding, SequenceClassifier
+from rewards.sequences import Encoding, SequenceClassifier, sequence_classifier
 from rewards.trl_style import plain_text
 
 Format = Literal["auto", "chat", "plain", "pair", "completion"]
@@ -104,7 +103,7 @@ class Preference:
 
     @property
     def _classifier(self) -> SequenceClassifier:
-        return classifiers.sequence_classifier(self.model, dtype=self.dtype)
+        return sequence_classifier(self.model, dtype=self.dtype)
 
     def _column(self, classifier: SequenceClassifier) -> int:
         if self.label is not None:

@@ -1,11 +1,12 @@
 """Sequence classifiers of the Hugging Face stack: one value a label for a text, in any batch."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from rewards.classifiers import Floats, loading, needs, sigmoid, softmax
+from rewards.classifiers import Floats, device, loading, needs, pays_bfloat16, sigmoid, softmax
 from rewards.contract import RewardConfigError
 
 Encoding = Mapping[str, list[int]]  # input_ids, and token_type_ids where the tokenizer has them
@@ -178,6 +179,20 @@ class SequenceClassifier:
         limits = [self.tokenizer.model_max_length]
         positions = self._network.config.to_dict().get("max_position_embeddings")
         return int(min(limits if positions is None else [*limits, positions]))
+
+
+def sequence_classifier(
+    model: str, trust_remote_code: bool = False, dtype: str = "float32"
+) -> SequenceClassifier:
+    """One for the process; `dtype` is torch's name, or `auto`: bfloat16 where hardware has it."""
+    if dtype == "auto":
+        dtype = "bfloat16" if pays_bfloat16(device()) else "float32"
+    return _kept(model, trust_remote_code, device(), dtype)
+
+
+@cache
+def _kept(model: str, trust_remote_code: bool, device: str, dtype: str) -> SequenceClassifier:
+    return SequenceClassifier(model, trust_remote_code, device, dtype)
 
 
 def by_length(

@@ -8,7 +8,7 @@ from pydantic import Field
 from rewards import classifiers
 from rewards.contract import RewardConfigError
 from rewards.registry import reward
-from rewards.sequences import SequenceClassifier
+from rewards.sequences import SequenceClassifier, sequence_classifier
 from rewards.structure import split_sentences
 from rewards.trained import ClassifierLabel, ClassifierPath, LabelScorer, LogOdds
 from rewards.words import whole_words
@@ -104,7 +104,7 @@ class Classifier:
 
     @property
     def _classifier(self) -> SequenceClassifier:
-        return classifiers.sequence_classifier(self.model, self.trust)
+        return sequence_classifier(self.model, self.trust)
 
 
 @reward("style.trained", example={"path": "example-styles", "label": "formal"})

@@ -11,7 +11,7 @@ from rewards.classifiers import Embedder, Floats
 from rewards.contract import RewardConfigError
 from rewards.registry import reward
 from rewards.schema import nearest
-from rewards.sequences import SequenceClassifier
+from rewards.sequences import SequenceClassifier, sequence_classifier
 from rewards.trained import ClassifierLabel, ClassifierPath, LabelScorer, LogOdds
 
 EmbeddingModel = Annotated[
@@ -150,7 +150,7 @@ class Classifier:
 
     @property
     def _sequence(self) -> SequenceClassifier:
-        return classifiers.sequence_classifier(self.model)
+        return sequence_classifier(self.model)
 
     @cached_property
     def _label_vectors(self) -> Floats:

@@ -1,5 +1,7 @@
 """The composition root: counts that divide, processes that meet, one seed for everything random."""
 
+import logging
+
 import builders
 import oracle
 import pytest
@@ -197,7 +199,7 @@ def test_evaluating_on_the_training_prompts_is_said_once(caplog):
     assert split.evaluates_on_held_out and "training prompts" not in caplog.text
     alike = builders.session(eval={"every": 1}, prompts_={"eval_fraction": 0})
     assert not alike.evaluates_on_held_out and len(alike.prompts) == len(alike.eval_prompts)
-    said = [record.getMessage() for record in caplog.records]
+    said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(said) == 1 and "prompts.eval_fraction=0 of 2 prompts holds out none" in said[0]
     assert not evaluate(alike, 0.1).is_held_out and evaluate(split, 0.1).is_held_out
 

@@ -8,7 +8,7 @@ from rewards import RewardConfigError, RewardSet, classifiers
 from rewards.classifiers import ReviewSentiment, sigmoid, softmax
 from rewards.entries import RewardEntry
 from rewards.registry import check_params
-from rewards.sequences import SequenceClassifier
+from rewards.sequences import SequenceClassifier, sequence_classifier
 from rewards.style import Classifier, Readability, Sentiment
 from rewards.topic import Classifier as TopicClassifier
 from rewards.topic import Similarity
@@ -171,11 +171,11 @@ def test_a_model_directory_that_is_not_there_is_said_to_be_absent(model):
 
 def test_models_are_loaded_once_a_device(classifier_directory):
     name = str(classifier_directory)
-    first = classifiers.sequence_classifier(name)
-    assert classifiers.sequence_classifier(name) is first
+    first = sequence_classifier(name)
+    assert sequence_classifier(name) is first
     classifiers.set_device("meta")
     with pytest.raises(Exception, match="meta"):
-        classifiers.sequence_classifier(name).logits(["good"])
+        sequence_classifier(name).logits(["good"])
 
 
 def test_the_topic_classifier_takes_a_sequence_classifier(classifier_directory):

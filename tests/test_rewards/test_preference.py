@@ -15,7 +15,7 @@ from transformers import (
 
 from rewards import RewardConfigError, RewardEntry, RewardSet, classifiers, conformance
 from rewards.preference import Preference, fitted, without_start
-from rewards.sequences import SequenceClassifier, by_length
+from rewards.sequences import SequenceClassifier, by_length, sequence_classifier
 from tests.test_rewards.conftest import WORDS
 
 PROMPTS = ["the moon", "good", "", "the film film the moon good bad", "moon"]
@@ -290,8 +290,8 @@ def test_auto_takes_bfloat16_where_the_processor_has_it(saved, monkeypatch):
     folder = saved(llama(0))
     for has, name in ((True, "bfloat16"), (False, "float32")):
         monkeypatch.setattr(classifiers, "pays_bfloat16", lambda device, has=has: has)
-        auto = classifiers.sequence_classifier(folder, dtype="auto")
-        assert auto is classifiers.sequence_classifier(folder, dtype=name)
+        auto = sequence_classifier(folder, dtype="auto")
+        assert auto is sequence_classifier(folder, dtype=name)
 
 
 def test_the_contract_holds_for_a_reward_model(saved):
