@@ -13,7 +13,7 @@ from transformers import (
     XLNetForSequenceClassification,
 )
 
-from rewards import RewardConfigError, RewardEntry, RewardSet, classifiers, conformance
+from rewards import RewardConfigError, RewardEntry, RewardSet, conformance, sequences
 from rewards.preference import Preference, fitted, without_start
 from rewards.sequences import SequenceClassifier, by_length, sequence_classifier
 from tests.test_rewards.conftest import WORDS
@@ -289,7 +289,7 @@ def test_bfloat16_is_near_float32_and_its_head_is_not_rounded(saved):
 def test_auto_takes_bfloat16_where_the_processor_has_it(saved, monkeypatch):
     folder = saved(llama(0))
     for has, name in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(classifiers, "pays_bfloat16", lambda device, has=has: has)
+        monkeypatch.setattr(sequences, "pays_bfloat16", lambda device, has=has: has)
         auto = sequence_classifier(folder, dtype="auto")
         assert auto is sequence_classifier(folder, dtype=name)
 
