@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import GenerationConfig
 
-import rlalign.generation as generation
+from rlalign.generation import decode as generation
 from rlalign.generation import sample_inverse_cdf
 from rlalign.policy import Policy, evaluate_rollout, logprobs_only
 

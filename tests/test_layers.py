@@ -16,7 +16,7 @@ LAYERS = [
     | {"masking", "logprobs", "kl", "gae", "running", "files", "terminal", "redact", "startup"},
     {"prompts", "pairs", "policy", "models", "ranks", "checkpoint", "metrics", "runs", "tracking"}
     | {"wandb_tracker"},
-    {"generation", "scoring", "symptoms"},
+    {"generation.sampling", "generation.engine", "generation.decode", "scoring", "symptoms"},
     {"signs"},
     {"audit"},
     {"algorithms.ppo"},

@@ -1,39 +1,20 @@
-"""Sampling responses: a decode loop that draws by inverse CDF and drops finished rows."""
+"""The engine of this process: a decode loop that draws by inverse CDF and drops finished rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from rlalign.generation.engine import make_rollout
+from rlalign.generation.sampling import Sampler, sample_inverse_cdf
 from rlalign.policy import Policy, positions
 from rlalign.types import PromptBatch, Rollout
 
 # Finished rows are dropped from the cache once so few of the decoded rows are alive: the copy of
 # the cache then costs less than the rows it saves.
 COMPACT_BELOW = 0.75
-
-Sampler = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-def sample_inverse_cdf(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Token ids (B,) and their float32 log-probabilities (B,) from `logits` (B, V).
-
-    `uniform` (B,) in [0, 1) picks the first token whose cumulative probability exceeds it, so a
-    token of probability 0 is never drawn. Four times as fast as torch.multinomial on a CPU at a
-    vocabulary of 49k.
-    """
-    logits = logits.float()
-    highest = logits.amax(-1, keepdim=True)  # (B, 1)
-    cdf = (logits - highest).exp_().cumsum_(-1)  # (B, V), up to the factor 1 / total
-    total = cdf[:, -1:]
-    # The product can round up to the total itself, beyond which there is no token.
-    below = torch.nextafter(total, torch.zeros_like(total))
-    threshold = torch.minimum(uniform.to(cdf.dtype).unsqueeze(-1) * total, below)
-    ids = torch.searchsorted(cdf, threshold, right=True)  # (B, 1)
-    return ids.squeeze(-1), (logits.gather(-1, ids) - highest - total.log()).squeeze(-1)
-
 
 @dataclass
 class _Decoding:
@@ -109,7 +90,9 @@ class DecodeEngine:
             ]  # fmt: skip
         ids, logprobs, finished = (torch.cat(x) for x in zip(*parts, strict=True))
         index = torch.arange(len(prompts), device=ids.device).repeat_interleave(n)
-        return self._rollout(prompts.rows(index), ids, logprobs, finished, index)
+        return make_rollout(
+            prompts.rows(index), ids, logprobs, finished, index, self.policy_step, self.tokenizer
+        )
 
     def _prefill(self, policy: Policy, ids: Tensor, mask: Tensor, n: int) -> _Decoding:
         cache = DynamicCache()
@@ -166,30 +149,3 @@ class DecodeEngine:
             hit = [any(s in text for s in self.stop) for text in texts]
             ended = ended | torch.tensor(hit, dtype=torch.bool, device=ids.device)
         return ended
-
-    def decode(self, ids: list[list[int]]) -> list[str]:
-        """The text of each row of ids, exactly as written, special tokens left out."""
-        texts: list[str] = self.tokenizer.batch_decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return texts
-
-    def _rollout(
-        self, prompts: PromptBatch, ids: Tensor, logprobs: Tensor, finished: Tensor, group: Tensor
-    ) -> Rollout:
-        mask = ids >= 0  # (B, T); -1 marks what lies behind the end
-        width = max(int(mask.sum(1).amax()), 1)
-        ids, mask = ids[:, :width].clamp(min=0), mask[:, :width]
-        lengths = mask.sum(1).tolist()
-        texts = self.decode([row[:n] for row, n in zip(ids.tolist(), lengths, strict=True)])
-        return Rollout(
-            prompts=prompts,
-            response_ids=ids,
-            response_mask=mask,
-            action_mask=mask,
-            logprobs=logprobs[:, :width],
-            finished=finished,
-            group=group,
-            policy_step=self.policy_step,
-            texts=texts,
-        )
