@@ -16,6 +16,7 @@ from rewards import classifiers, embedded
 from rlalign import trl_bridge
 from rlalign.config import ConfigError
 from rlalign.policy import Policy
+from rlalign.products import speed_up_lora
 from rlalign.sections import LoraSection, ModelSection
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
@@ -139,11 +140,13 @@ def lora_config(lora: LoraSection) -> LoraConfig:
 def add_lora(lm: nn.Module, lora: LoraSection) -> nn.Module:
     """The LM, frozen, with fresh adapters, which change nothing until they are trained."""
     try:
-        return get_peft_model(lm, lora_config(lora))
+        adapted = get_peft_model(lm, lora_config(lora))
     except ValueError as error:
         raise ConfigError(
             f"model.lora.target_modules={lora.target_modules}: {first_line(error)}"
         ) from error
+    speed_up_lora(adapted)
+    return adapted
 
 
 def build_policy(

@@ -15,15 +15,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache
 
-from rlalign.logprobs import token_entropy, token_logprobs
+from rlalign.logprobs import Linearised, token_entropy, token_logprobs
+from rlalign.packing import Layout, can_pack, packed_pass
+from rlalign.products import thin_products
 from rlalign.types import Rollout
 
 # (policy, logits (N, V), hidden (N, H), targets (N,)) -> (N,) tensors by name
 TokenFn = Callable[["Policy", Tensor, Tensor, Tensor], dict[str, Tensor]]
 
-# Above this many tokens the logits of one pass are made, used and dropped chunk by chunk. Below it
-# chunking only costs time (7-19% measured).
-CHUNK_TOKENS = 4096
+# Logits of so many numbers are made, used and dropped at a time. On a CPU 32 MB of them stay near
+# the processor, and larger blocks are fetched from the system anew each time, page by page.
+CHUNK_ON_CPU, CHUNK_ELSEWHERE = 2**23, 2**27
 
 
 def logprobs_only(
@@ -71,6 +73,7 @@ class Policy(nn.Module):
         self.value_head = nn.Linear(hidden_size, 1)
         nn.init.normal_(self.value_head.weight, std=1.0 / (hidden_size + 1))
         nn.init.zeros_(self.value_head.bias)
+        self.packs = can_pack(self._base(lm), self._trunk(lm))
         self.uses_adapter = reference == "adapter"
         # In a tuple, so that it is neither a submodule nor in the state dict nor moved by DDP.
         self._frozen: tuple[nn.Module, ...] = ()
@@ -136,46 +139,61 @@ class Policy(nn.Module):
         """`token_fn`'s tensors at every response token, each (B, T) float32 and 0 off the mask."""
         ids = torch.cat([prompt_ids, response_ids], 1)  # (B, P + T)
         mask = torch.cat([prompt_mask, response_mask], 1)
-        extra = {"position_ids": positions(mask)} if self._takes_positions else {}
-        start = prompt_ids.shape[1] - 1  # position t predicts token t + 1
+        predicts = torch.zeros_like(mask)  # position t predicts token t + 1
+        predicts[:, prompt_ids.shape[1] - 1 : -1] = response_mask
         with self.autocast():
-            inputs = {"input_ids": ids, "attention_mask": mask.long(), "use_cache": False, **extra}
-            if self._head_is_plain:
-                hidden = self._trunk(self.lm)(**inputs)[0][:, start:-1]
-                logits = None
-            else:
-                out = self.lm(**inputs, output_hidden_states=True)
-                hidden, logits = out.hidden_states[-1][:, start:-1], out.logits[:, start:-1]
-            # Indexing by the mask also makes rows contiguous: a bf16 product on a strided slice is
-            # some 40 times slower on a CPU.
-            outputs = self._by_chunks(
-                hidden[response_mask],
-                None if logits is None else logits[response_mask],
-                response_ids[response_mask],
-                token_fn,
-            )
+            hidden, logits = self._states(ids, mask, predicts)
+            outputs = self._by_chunks(hidden, logits, response_ids[response_mask], token_fn)
         return {name: scatter(x, response_mask) for name, x in outputs.items()}
+
+    def _states(self, ids: Tensor, mask: Tensor, predicts: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Hidden states (N, H) where `predicts`, and the logits (N, V) of an LM with its own way.
+
+        Indexing by a mask also makes rows contiguous: a bf16 product on a strided slice is some 40
+        times slower on a CPU.
+        """
+        place, trunk = positions(mask), self._trunk(self.lm)
+        if self.packs and self._head_is_plain:
+            layout = Layout.of(mask)
+            row = packed_pass(trunk, ids[mask].unsqueeze(0), place[mask].unsqueeze(0), layout)
+            return row[0][predicts[mask]], None
+        inputs = {"input_ids": ids, "attention_mask": mask.long(), "use_cache": False}
+        if self._takes_positions:
+            inputs["position_ids"] = place
+        if self._head_is_plain:
+            return trunk(**inputs)[0][predicts], None
+        out = self.lm(**inputs, output_hidden_states=True)
+        return out.hidden_states[-1][predicts], out.logits[predicts]
 
     def _by_chunks(
         self, hidden: Tensor, logits: Tensor | None, targets: Tensor, token_fn: TokenFn
     ) -> dict[str, Tensor]:
+        """`token_fn`'s tensors (N,), from logits of which only a chunk is held at a time."""
         head = self._base(self.lm).get_output_embeddings()
+        vocabulary = head.weight.shape[0]
+        chunk = CHUNK_ON_CPU if hidden.device.type == "cpu" else CHUNK_ELSEWHERE
+        size = max(chunk // vocabulary, 1)
+        is_frozen = not any(p.requires_grad for p in head.parameters())
 
-        def run(hidden: Tensor, logits: Tensor | None, targets: Tensor) -> dict[str, Tensor]:
-            if logits is None:
-                logits = head(hidden)
+        def outputs_of(hidden: Tensor, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
             if self.temperature != 1.0:
                 logits = logits.float() / self.temperature
             return token_fn(self, logits, hidden, targets)
 
-        if len(targets) <= CHUNK_TOKENS:
-            return run(hidden, logits, targets)
+        def with_head(hidden: Tensor, targets: Tensor) -> dict[str, Tensor]:
+            return outputs_of(hidden, head(hidden), targets)
+
         pieces = []
-        for i in range(0, len(targets), CHUNK_TOKENS):
-            rows = slice(i, i + CHUNK_TOKENS)
-            part = (hidden[rows], None if logits is None else logits[rows], targets[rows])
-            grad = torch.is_grad_enabled()
-            pieces.append(checkpoint(run, *part, use_reentrant=False) if grad else run(*part))
+        for i in range(0, max(len(targets), 1), size):
+            part, wanted = hidden[i : i + size], targets[i : i + size]
+            if logits is not None:
+                pieces.append(outputs_of(part, logits[i : i + size], wanted))
+            elif not torch.is_grad_enabled() or len(targets) <= size:
+                pieces.append(with_head(part, wanted))
+            elif is_frozen:
+                pieces.append(linearised(head, outputs_of, part, wanted))
+            else:
+                pieces.append(checkpoint(with_head, part, wanted, use_reentrant=False))
         return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
     def next_logits(self, ids: Tensor, mask: Tensor, position_ids: Tensor, cache: Cache) -> Tensor:
@@ -202,7 +220,8 @@ class Policy(nn.Module):
         lm, was_training = self.lm, self.lm.training
         lm.eval()
         try:
-            yield
+            with thin_products(lm):
+                yield
         finally:
             lm.train(was_training)
 
@@ -240,6 +259,32 @@ class Policy(nn.Module):
         clone._frozen = tuple(frozen.float() for frozen in clone._frozen)
         clone.autocast_dtype = None
         return clone
+
+
+def linearised(
+    head: nn.Module,
+    outputs_of: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]],
+    hidden: Tensor,
+    targets: Tensor,
+) -> dict[str, Tensor]:
+    """The outputs (N,) of a chunk, with a slope in `hidden` (N, H) in place of the logits (N, V).
+
+    A token's outputs depend on its own hidden state alone, so their gradients are known as soon as
+    the logits are: going forward costs what going back would have, and nothing of the size of the
+    vocabulary is kept. Only for a head without gradients; an output may read the logits, or the
+    hidden state and what is trained on it, not both.
+    """
+    leaf = hidden.detach().requires_grad_()
+    with torch.enable_grad():
+        outputs = outputs_of(hidden, head(leaf), targets)
+    kept = {}
+    for name, out in outputs.items():
+        slope = None
+        if out.requires_grad:
+            (slope,) = torch.autograd.grad(out.sum(), leaf, retain_graph=True, allow_unused=True)
+        is_of_logits = slope is not None
+        kept[name] = Linearised.apply(hidden, out.detach(), slope) if is_of_logits else out  # type: ignore[no-untyped-call]
+    return kept
 
 
 def positions(mask: Tensor) -> Tensor:
