@@ -162,9 +162,10 @@ class OptimSection(Section):
     )
     final_lr_fraction: float = Field(0.0, ge=0, le=1, description="where linear and cosine end")
     warmup_iterations: NonNegative = Field(0, description="iterations of linear warm-up")
-    micro_batch_tokens: Positive = Field(
-        8192,
-        description="about how many tokens (rows x the longest row) go through the model at once",
+    micro_batch_tokens: Literal["auto"] | Positive = Field(
+        "auto",
+        description="about how many tokens (rows x the longest row) go through the model at once; "
+        "auto: what keeps their activations to a quarter of a GPU's memory, on a CPU to 750 MB",
     )
 
 

@@ -21,6 +21,7 @@ from rlalign.models import build_policy, check_tokenizer, load_tokenizer, locate
 from rlalign.prompts import PromptSet, encode, load_prompts, scheduled
 from rlalign.ranks import Ranks, set_threads
 from rlalign.sections import RunConfig
+from rlalign.sizes import token_budget
 from rlalign.types import PromptBatch
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,6 @@ class Session:
         threads = set_threads(config.train.threads)
         if self.ranks.is_main:
             logger.info("%d process(es) with %d thread(s) each", self.ranks.size, threads)
-        self.budget = config.optim.micro_batch_tokens
         classifiers.set_device(str(self.ranks.device))
         check_samples(config, self.ranks.size)
         self.tokenizer = (
@@ -84,8 +84,21 @@ class Session:
             self.policy = build_policy(
                 config.model, config.sampling.temperature, self.ranks.device, lm
             )
+        self.budget = self._token_budget()
         self.engine = self.new_engine()
         self.engine.sync(self.policy)
+
+    def _token_budget(self) -> int:
+        """Tokens of a micro-batch."""
+        policy, model = self.policy, self.config.model
+        itemsize = 4 if policy.autocast_dtype is None else policy.autocast_dtype.itemsize
+        return token_budget(
+            self.config.optim.micro_batch_tokens,
+            policy.lm.config,
+            self.ranks.device,
+            itemsize,
+            model.gradient_checkpointing,
+        )
 
     def __enter__(self) -> "Session":
         return self

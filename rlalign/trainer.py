@@ -30,6 +30,7 @@ class Objective(Protocol):
     """
 
     sum_over_ranks: SumOverRanks  # set by the trainer
+    budget: int  # tokens of a pass, set by the trainer
     warnings: list[str]  # settings that move the optimum away from the target
 
     @property
@@ -55,7 +56,7 @@ class Trainer:
 
     def __init__(self, session: Session, objective: Objective) -> None:
         self.session, self.objective = session, objective
-        objective.sum_over_ranks = session.ranks.sum
+        objective.sum_over_ranks, objective.budget = session.ranks.sum, session.budget
         self.iteration = 0  # finished iterations
         self.samples = 0
         self.optimizer_steps = 0

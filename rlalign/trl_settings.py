@@ -11,6 +11,7 @@ from rlalign.audit_section import AuditSection
 from rlalign.config import ConfigError
 from rlalign.models import compute_dtype
 from rlalign.schema import settings
+from rlalign.sizes import MOST
 
 Method = Literal["grpo", "rloo"]
 GROUP = 8  # responses to a prompt where no setting says it
@@ -200,7 +201,8 @@ def trainer_arguments(
     """
     ppo, optim = config.ppo, config.optim
     share = config.train.samples // world // ppo.minibatches  # rows a process, an optimiser step
-    fitting = max(optim.micro_batch_tokens // (longest_prompt + config.sampling.max_new_tokens), 1)
+    tokens = MOST if optim.micro_batch_tokens == "auto" else optim.micro_batch_tokens
+    fitting = max(tokens // (longest_prompt + config.sampling.max_new_tokens), 1)
     rows = max(n for n in range(1, share + 1) if share % n == 0 and n <= fitting)
     arguments = {
         "max_steps": config.train.iterations * config.steps_per_iteration,

@@ -13,19 +13,8 @@ LAYERS = [
     {"rewards", "trl_bridge"},
     {"types", "problems", "overrides", "schema", "settle", "reward_settings", "config"}
     | {"fields", "audit_section", "sections", "offsets"}
-    | {
-        "masking",
-        "logprobs",
-        "kl",
-        "gae",
-        "running",
-        "products",
-        "packing",
-        "files",
-        "terminal",
-        "redact",
-        "startup",
-    },
+    | {"masking", "logprobs", "kl", "gae", "running", "products", "packing", "sizes", "files"}
+    | {"terminal", "redact", "startup"},
     {"prompts", "pairs", "policy", "models", "ranks", "checkpoint", "metrics", "runs", "tracking"}
     | {"wandb_tracker"},
     {"generation.sampling", "generation.engine", "generation.decode", "scoring", "symptoms"},

@@ -30,6 +30,7 @@ from rlalign.policy import (
 from rlalign.reward_settings import schedule_warnings
 from rlalign.running import RunningScale
 from rlalign.sections import RunConfig
+from rlalign.sizes import MOST
 from rlalign.types import LossOutput, Norm, Rollout, ScoredRollout
 
 
@@ -116,7 +117,7 @@ class PPO:
         self.kl = config.kl
         self.warnings = optimum_warnings(config)
         self.sum_over_ranks: SumOverRanks = one_rank  # the trainer puts its own processes' here
-        self.budget = config.optim.micro_batch_tokens
+        self.budget = MOST  # tokens of a pass; the trainer puts the session's here
         self.controller = KLController(config.kl)
         self.scale = RunningScale() if config.score.normalize else None
         self.iteration = 0
