@@ -16,6 +16,7 @@ from rlalign.types import PromptBatch, Rollout
 # the cache then costs less than the rows it saves.
 COMPACT_BELOW = 0.75
 
+
 @dataclass
 class _Decoding:
     """Rows still being written; `rows` are their places in the output."""
