@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rewards.compose import RewardSet
+from rlalign.generation import decode_engine
 from rlalign.kl import kl_tokens
 from rlalign.metrics import distinct_n, mean_and_se
 from rlalign.policy import Policy, evaluate_rollout, logprobs_only
@@ -46,7 +47,9 @@ def _measure(session: Session, policy: Policy, kl_coef: float) -> Evaluation:
     share = -(-config.eval.samples // ranks.size)
     order = scheduled(len(session.eval_prompts), config.train.seed, 0, share * ranks.size)
     mine = order[ranks.rank * share : (ranks.rank + 1) * share]
-    engine = session.new_engine()
+    # The yardstick is the decode loop's, also where vLLM samples for training: in float32, with the
+    # same random numbers every time.
+    engine = decode_engine(config.sampling, session.tokenizer)
     engine.sync(policy)
     prompts = session.eval_prompts.batch(mine, ranks.device)
     rollout = engine.generate(prompts, 1, session.generator("evaluate", 0))

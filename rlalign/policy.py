@@ -40,6 +40,13 @@ def logprobs_and_values(
     return {"logprobs": token_logprobs(logits, targets), "values": policy.values(hidden)}
 
 
+def logprobs_and_detached_values(
+    policy: "Policy", logits: Tensor, hidden: Tensor, targets: Tensor
+) -> dict[str, Tensor]:
+    """Values whose gradient stops at the head, so that a warming critic leaves the policy alone."""
+    return logprobs_and_values(policy, logits, hidden.detach(), targets)
+
+
 def all_outputs(
     policy: "Policy", logits: Tensor, hidden: Tensor, targets: Tensor
 ) -> dict[str, Tensor]:

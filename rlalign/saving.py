@@ -95,7 +95,7 @@ def save_model(session: Session, folder: Path, value_head: bool = True) -> None:
         top_k=0,
         top_p=1.0,
         max_new_tokens=sampling.max_new_tokens,
-        eos_token_id=session.engine.eos_id,
+        eos_token_id=session.tokenizer.eos_token_id,
         pad_token_id=session.prompts.pad_id,
     )
     inherited, base.generation_config = base.generation_config, generation

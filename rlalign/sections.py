@@ -17,6 +17,7 @@ from rlalign.fields import (
     Positive,
     PositiveFloat,
     Section,
+    Share,
 )
 
 
@@ -97,6 +98,47 @@ class SamplingSection(Section):
         None,
         description="most rows decoded at once in a process, in whole prompts and at least one; "
         "null: all of them",
+    )
+    engine: Literal["decode", "vllm"] = Field(
+        "decode",
+        description="what draws: `decode`, a loop in this process, or `vllm` through TRL, on CUDA, "
+        "under the section `vllm`; evaluations always decode",
+    )
+
+
+class VLLMSection(Section):
+    """How vLLM serves the policy; read only where `sampling.engine` is `vllm` (docs/vllm.md)."""
+
+    mode: Literal["colocate", "server"] = Field(
+        "colocate",
+        description="colocate: on the training GPUs; server: one that `vllm serve` runs elsewhere",
+    )
+    server_base_url: str = Field(
+        "http://localhost:8000", min_length=1, description="server: where it answers"
+    )
+    server_timeout: PositiveFloat = Field(
+        240.0, description="server: seconds to wait for it when the run starts"
+    )
+    group_port: int = Field(
+        51216, ge=1, le=65535, description="server: port over which weights are sent"
+    )
+    tensor_parallel_size: Positive = Field(
+        1, description="colocate: GPUs that share one copy of the model; divides the processes"
+    )
+    gpu_memory_utilization: Share = Field(
+        0.3, description="colocate: share of each GPU's memory for vLLM; training needs the rest"
+    )
+    max_model_length: Positive | None = Field(
+        None,
+        description="colocate: most tokens of prompt and response together; null: the model's own",
+    )
+    enable_sleep_mode: bool = Field(
+        False,
+        description="colocate: vLLM gives its memory back during the update; weights are sent anew "
+        "for every round of sampling",
+    )
+    model_impl: Literal["auto", "vllm", "transformers"] = Field(
+        "auto", description="colocate: whose implementation of the model vLLM runs"
     )
 
 
@@ -245,6 +287,7 @@ class RunConfig(Section):
     model: ModelSection = ModelSection()
     prompts: PromptsSection = PromptsSection()
     sampling: SamplingSection = SamplingSection()
+    vllm: VLLMSection = VLLMSection()
     rewards: dict[str, dict[str, Any]] = Field(
         {}, description="name -> {kind, weight, scale, clip, on_error, parameters of the kind}"
     )

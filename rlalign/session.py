@@ -16,7 +16,7 @@ from rewards.contract import RewardConfigError
 from rewards.trl_style import HANDED, Logged, context
 from rlalign.audit import check_judges
 from rlalign.config import ConfigError
-from rlalign.generation import DecodeEngine
+from rlalign.generation import RolloutEngine, build_engine, check_engine
 from rlalign.models import build_policy, check_tokenizer, load_tokenizer, locate
 from rlalign.prompts import PromptSet, encode, load_prompts, scheduled
 from rlalign.ranks import Ranks, set_threads
@@ -52,6 +52,7 @@ class Session:
             logger.info("%d process(es) with %d thread(s) each", self.ranks.size, threads)
         classifiers.set_device(str(self.ranks.device))
         check_samples(config, self.ranks.size)
+        check_engine(config, self.ranks.device, self.ranks.size)
         self.tokenizer = (
             load_tokenizer(config.model)
             if tokenizer is None
@@ -86,7 +87,6 @@ class Session:
             )
         self.budget = self._token_budget()
         self.engine = self.new_engine()
-        self.engine.sync(self.policy)
 
     def _token_budget(self) -> int:
         """Tokens of a micro-batch."""
@@ -107,14 +107,9 @@ class Session:
         self.engine.close()
         self.reward_set.close()
 
-    def new_engine(self) -> DecodeEngine:
-        sampling = self.config.sampling
-        return DecodeEngine(
-            self.tokenizer,
-            max_new_tokens=sampling.max_new_tokens,
-            stop=sampling.stop,
-            batch_size=sampling.batch_size,
-        )
+    def new_engine(self) -> RolloutEngine:
+        """The engine that the configuration names, with no policy yet."""
+        return build_engine(self.config, self.tokenizer, self.ranks.accelerator)
 
     def _load_prompts(
         self, given: Sequence[str | Mapping[str, Any]] | None
@@ -162,6 +157,9 @@ class Session:
         )
         fields = vars(config.get_text_config())  # type: ignore[union-attr, operator]
         context: int | None = fields.get("max_position_embeddings") or fields.get("n_positions")
+        served = self.config.vllm.max_model_length
+        if self.config.sampling.engine == "vllm" and served is not None:
+            context = min(context or served, served)
         if context is None:
             return self.config.prompts.max_length
         if wanted >= context:

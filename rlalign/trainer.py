@@ -63,6 +63,7 @@ class Trainer:
         self.skipped_in_a_row = 0
         self._draws = 0  # calls of generate since the last step
         policy, optim = session.policy, session.config.optim
+        session.engine.sync(policy)  # an engine of another process starts now, and fails now
         head = [p for p in policy.value_head.parameters()]
         lm = [p for p in policy.lm.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(

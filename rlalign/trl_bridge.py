@@ -46,6 +46,62 @@ def trainer_classes(method: str) -> tuple[Any, Any]:
     return trl.RLOOConfig, trl.RLOOTrainer
 
 
+def vllm_generation(
+    lm: Any,
+    accelerator: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    engine: Mapping[str, Any],
+    temperature: float,
+    max_new_tokens: int,
+    eos_id: int,
+    stop: Sequence[str] = (),
+) -> Any:
+    """TRL's handle on vLLM: starts it, or joins the server; draws by temperature and nothing else.
+
+    `engine` are arguments of VLLMGeneration about vLLM itself. TRL leaves vLLM's own
+    generation_config="auto", which reads the model's generation_config.json. Its temperature,
+    top_p, top_k, min_p, repetition_penalty and max_new_tokens are only what a request that states
+    none would get, and all are stated here. Its eos_token_id is not: vLLM adds those ids to the
+    stop tokens of every request but one with ignore_eos. So EOS is a stop token of the request.
+
+    No `seed`: vLLM gives it to every prompt of a request alike, so all n samples of a prompt, which
+    TRL sends as n prompts, would be the same response.
+    """
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    return VLLMGeneration(
+        lm,
+        accelerator,
+        tokenizer,
+        **engine,
+        temperature=temperature,
+        top_p=1.0,
+        top_k=0,
+        min_p=0.0,
+        repetition_penalty=1.0,
+        max_completion_length=max_new_tokens,
+        logprobs=0,  # of the sampled token alone
+        generation_kwargs={
+            "ignore_eos": True,
+            "stop_token_ids": [eos_id],
+            "stop": list(stop),
+            "include_stop_str_in_output": True,
+            "skip_special_tokens": False,  # a stop string may name one
+        },
+    )
+
+
+def vllm_logprobs_mode(generation: Any) -> str:
+    """Which log-probabilities the main process's vLLM returns; only the processed see temperature.
+
+    TRL starts a colocated vLLM with processed_logprobs; a server has what it was started with.
+    """
+    if generation.mode == "colocate" or not generation.accelerator.is_main_process:
+        return "processed_logprobs"
+    return str(generation.vllm_client.get_server_info()["model_config"]["logprobs_mode"])
+
+
 def remove_printer(trainer: Any) -> None:
     """Keep transformers from printing each log as a dict."""
     trainer.remove_callback(PrinterCallback)

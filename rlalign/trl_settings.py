@@ -11,6 +11,7 @@ from rlalign.audit_section import AuditSection
 from rlalign.config import ConfigError
 from rlalign.models import compute_dtype
 from rlalign.schema import settings
+from rlalign.sections import VLLMSection
 from rlalign.sizes import MOST
 
 Method = Literal["grpo", "rloo"]
@@ -54,6 +55,8 @@ RULES = (
     same("sampling.samples_per_prompt", "num_generations", "unless trl.num_generations is set"),
     Rule("sampling.stop", NOWHERE, NOWHERE, "a response ends at EOS alone", refused=True),
     same("sampling.batch_size", NOWHERE, "all responses of an iteration are decoded at once"),
+    same("sampling.engine", NOWHERE, "TRL's trainers decode in their process here"),
+    *(same(f"vllm.{name}", NOWHERE, "as sampling.engine") for name in VLLMSection.model_fields),
     same("rewards", "reward_funcs, reward_weights", "each with its shaping and its policy"),
     same("score.clip", "reward_funcs", "one more function takes off what lies outside"),
     same("score.missing_eos_penalty", "reward_funcs", "in the same function"),
@@ -112,6 +115,7 @@ RULES = (
     same("ppo.gamma", NOWHERE, "every token of a response has its whole advantage"),
     same("ppo.advantage_norm", NOWHERE, "see trl.scale_rewards"),
     same("ppo.target_kl", NOWHERE, "no update is cut short"),
+    same("ppo.sampler_correction", NOWHERE, "the sampler is the trainer"),
     same("trl.num_generations", "num_generations"),
     Rule("trl.scale_rewards", "scale_rewards", NOWHERE, "RLOO takes differences within a group"),
 )

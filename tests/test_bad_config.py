@@ -55,7 +55,7 @@ ARGUMENTS = [
     (["quick"], "unexpected argument 'quick'; settings are written --section.key=value"),
     (["other.yaml"], "unexpected argument 'other.yaml'; did you mean --config other.yaml?"),
     (["-kl.coef=3"], "-kl.coef is unknown; did you mean kl.coef?"),
-    (["foo=3"], "foo is unknown; the sections are model, prompts, sampling, rewards, score, kl, optim, train, eval, audit, checkpoint, run, trl, trackers, reward_files, ppo"),
+    (["foo=3"], "foo is unknown; the sections are model, prompts, sampling, vllm, rewards, score, kl, optim, train, eval, audit, checkpoint, run, trl, trackers, reward_files, ppo"),
     (["--config=again.yaml"], "--config is given twice: base.yaml and again.yaml"),
     (["{kl.coef: 1}"], "unexpected argument '{kl.coef: 1}': not a JSON mapping (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))"),
     (["--model.name=${oc.env:HOME}"], f"model.name='${{oc.env:HOME}}' {NO_INTERPOLATION}"),

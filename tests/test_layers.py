@@ -13,11 +13,23 @@ LAYERS = [
     {"rewards", "trl_bridge"},
     {"types", "problems", "overrides", "schema", "settle", "reward_settings", "config"}
     | {"fields", "audit_section", "sections", "offsets"}
-    | {"masking", "logprobs", "kl", "gae", "running", "products", "packing", "sizes", "files"}
+    | {
+        "masking",
+        "logprobs",
+        "kl",
+        "importance",
+        "gae",
+        "running",
+        "products",
+        "packing",
+        "sizes",
+        "files",
+    }
     | {"terminal", "redact", "startup"},
     {"prompts", "pairs", "policy", "models", "ranks", "checkpoint", "metrics", "runs", "tracking"}
     | {"wandb_tracker"},
-    {"generation.sampling", "generation.engine", "generation.decode", "scoring", "symptoms"},
+    {f"generation.{name}" for name in ("sampling", "engine", "decode", "vllm", "build")}
+    | {"scoring", "symptoms"},
     {"signs"},
     {"audit"},
     {"algorithms.ppo"},

@@ -21,6 +21,7 @@ from rlalign.metrics import (
 ONLY_UNDER_A_SETTING = {"kl/loss", "reward/<name>/failed", "reward/<name>/weight"}
 ONLY_UNDER_A_SETTING |= {"reward/<name>/log/<metric>"}  # with a reward that logs
 ONLY_UNDER_A_SETTING |= {"audit/reward/<name>/rest"}  # with more rewards than one
+ONLY_UNDER_A_SETTING |= {"ppo/sampler_weight", "ppo/sampler_capped"}  # with a correction
 
 
 def test_distinct_two_counts_different_pairs_over_all_pairs_of_all_texts():

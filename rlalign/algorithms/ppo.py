@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlalign.fields import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
 from rlalign.gae import gae
+from rlalign.importance import sampler_cap, sampler_stats, sampler_weights
 from rlalign.kl import IN_THE_LOSS, KLController, check_kl, kl_tokens, safe_exp
 from rlalign.masking import (
     SumOverRanks,
@@ -24,6 +25,7 @@ from rlalign.policy import (
     TokenFn,
     all_outputs,
     evaluate_rollout,
+    logprobs_and_detached_values,
     logprobs_and_values,
     tensors,
 )
@@ -66,6 +68,11 @@ class PPOSection(Section):
     )
     critic_warmup: NonNegative = Field(
         0, description="iterations at the start in which only the value head learns"
+    )
+    sampler_correction: Literal["auto"] | PositiveFloat | None = Field(
+        "auto",
+        description="cap on each token's weight, its probability under the trainer over that under "
+        "the sampler; null: no weights; auto: 2 where `sampling.engine` is vllm, else null",
     )
 
 
@@ -115,6 +122,7 @@ class PPO:
         check_kl(config.kl)
         self.config = config.ppo
         self.kl = config.kl
+        self.sampler_cap = sampler_cap(config.ppo.sampler_correction, config.sampling.engine)
         self.warnings = optimum_warnings(config)
         self.sum_over_ranks: SumOverRanks = one_rank  # the trainer puts its own processes' here
         self.budget = MOST  # tokens of a pass; the trainer puts the session's here
@@ -182,17 +190,14 @@ class PPO:
         _, residual = masked_moments(returns - old["values"], mask, self.sum_over_ranks)
         _, spread = masked_moments(returns, mask, self.sum_over_ranks)
         self._measured_kl = float(kl_mean)
-        stats = {
+        sampler = scored.rollout.logprobs
+        return {
             "kl/ref": float(kl_mean),
             "kl/coef": self.controller.coef,
             "entropy": float(entropy),
             "ppo/explained_variance": float(1.0 - residual / spread) if spread > 0 else 0.0,
+            **sampler_stats(old["logprobs"], sampler, mask, self.sampler_cap, self.sum_over_ranks),
         }
-        sampler = scored.rollout.logprobs
-        if sampler is not None:
-            gap, _ = masked_moments((old["logprobs"] - sampler).abs(), mask, self.sum_over_ranks)
-            stats["sampler_gap"] = float(gap)
-        return stats
 
     # -- the update ----------------------------------------------------------------------------
 
@@ -221,7 +226,7 @@ class PPO:
         if config.dual_clip is not None:
             floor = config.dual_clip * advantages
             surrogate = torch.where(advantages < 0, surrogate.max(floor), surrogate)
-        policy_loss = -masked_sum(surrogate, mask) / norm.tokens
+        policy_loss = -masked_sum(self._weights(batch) * surrogate, mask) / norm.tokens
         value_loss = masked_sum(self._value_error(out["values"], batch), mask) / norm.tokens
         loss = config.vf_coef * value_loss
         is_warming_up = self.iteration < config.critic_warmup
@@ -268,6 +273,13 @@ class PPO:
             error = torch.max(error, (near - batch.returns) ** 2)
         return 0.5 * error
 
+    def _weights(self, batch: PPOBatch) -> Tensor:
+        """(B, T) correction for a sampler that is not the trainer; 1 where none is made."""
+        rollout = batch.rollout
+        return sampler_weights(
+            batch.old_logprobs, rollout.logprobs, rollout.action_mask, self.sampler_cap
+        )
+
     def _kl_loss(self, logprobs: Tensor, ratio: Tensor, batch: PPOBatch, norm: Norm) -> Tensor:
         """The KL term of the loss; 0 where the KL is part of what is rewarded."""
         if self.kl.placement not in IN_THE_LOSS:
@@ -276,7 +288,7 @@ class PPO:
         if self.kl.placement == "ratio_loss":
             kl = ratio * kl
         # Scaled like the advantages beside it, or beta would be another in every iteration.
-        total = masked_sum(kl, batch.rollout.action_mask) / norm.tokens
+        total = masked_sum(self._weights(batch) * kl, batch.rollout.action_mask) / norm.tokens
         return self.controller.coef * batch.advantage_scale * total
 
     def stops_early(self, stats: dict[str, float]) -> bool:
@@ -311,13 +323,6 @@ class PPO:
             raise ValueError(f"it was made {made} score.normalize; resume as it was made")
         if self.scale is not None:
             self.scale.load_state_dict(state["scale"])
-
-
-def logprobs_and_detached_values(
-    policy: Policy, logits: Tensor, hidden: Tensor, targets: Tensor
-) -> dict[str, Tensor]:
-    """Values whose gradient stops at the head, so that a warming critic leaves the policy alone."""
-    return logprobs_and_values(policy, logits, hidden.detach(), targets)
 
 
 def optimum_warnings(config: PPORun) -> list[str]:

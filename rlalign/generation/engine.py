@@ -37,7 +37,7 @@ class RolloutEngine(Protocol):
 def make_rollout(
     prompts: PromptBatch,
     ids: Tensor,
-    logprobs: Tensor,
+    logprobs: Tensor | None,
     finished: Tensor,
     group: Tensor,
     policy_step: int,
@@ -57,7 +57,7 @@ def make_rollout(
         response_ids=ids,
         response_mask=mask,
         action_mask=mask,
-        logprobs=logprobs[:, :width],
+        logprobs=None if logprobs is None else logprobs[:, :width],
         finished=finished,
         group=group,
         policy_step=policy_step,
