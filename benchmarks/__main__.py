@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, picture, plan, runner, tables
-from benchmarks.plan import CUT_OFF, Clockwork, Options
+from benchmarks.plan import Clockwork, Options
 from benchmarks.settings import GRPO, OURS, PPO, ROOT, TRL_PPO, Job
 from benchmarks.store import Store
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     store.started(machine.describe())
     print(headline(store.runs[-1]))
     measure(store, own.only, options, 1e9 if own.full else 60 * own.minutes)
-    made = tables.all_tables(store.rows)
+    made = tables.all_tables(store.rows, store.runs[-1]["has_bfloat16"])
     print("\n\n".join(["", *map(tables.text, made)]))
     page = "\n\n".join([headline(store.runs[-1]), *map(tables.markdown, made)])
     own.out.with_suffix(".md").write_text(page + "\n", encoding="utf-8")
@@ -51,8 +51,9 @@ def parser() -> argparse.ArgumentParser:
     add("--model", default=None, help="an embedded model's name (default: smollm2-135m)")
     add("--threads", type=int, default=len_cores(), help="of each row, over all its processes")
     add("--dtypes", type=words, default=None, metavar="DTYPE,...",
-        help="float32, bfloat16; by default those that the processor has units for")  # fmt: skip
-    add("--iterations", type=int, default=3, help="of each row; the first is not counted")
+        help="float32, bfloat16; default: those that the processor has units for")  # fmt: skip
+    add("--iterations", type=int, default=None,
+        help="of each row, the first not counted; 3, or 6 with --full")  # fmt: skip
     add("--systems", type=words, default=list(NAMES), metavar="NAME,...", help=", ".join(NAMES))
     add("--techniques", type=words, default=[], metavar="NAME,...", help="ablations; default: all")
     add("--out", type=Path, default=None, help="the results file; rows that it has are kept")
@@ -79,7 +80,7 @@ def options_of(own: argparse.Namespace) -> Options:
     if own.out is None:
         name = f"quick-{date.today()}" if own.quick else str(date.today())
         own.out = ROOT / "benchmarks" / "results" / f"{name}.json"
-    has_bfloat16 = pays_bfloat16()
+    has_bfloat16 = machine.has_bfloat16()
     dtypes = own.dtypes or (["float32", "bfloat16"] if has_bfloat16 else ["float32"])
     if own.dtypes is None and not has_bfloat16:
         print(
@@ -89,7 +90,7 @@ def options_of(own: argparse.Namespace) -> Options:
         model=own.model or ("glass-tiny" if own.quick else "smollm2-135m"),
         threads=own.threads,
         dtypes=dtypes,
-        iterations=2 if own.quick else own.iterations,
+        iterations=own.iterations or (2 if own.quick else 6 if own.full else 3),
         full=own.full,
         quick=own.quick,
         systems=[NAMES[name] for name in own.systems],
@@ -102,14 +103,6 @@ def refuse_unknown(flag: str, given: Sequence[str], known: Sequence[str] | dict[
     for name in given:
         if name not in known:
             sys.exit(f"{flag}={name} is unknown; there are {', '.join(known)}")
-
-
-def pays_bfloat16() -> bool:
-    import torch
-
-    from rewards.classifiers import pays_bfloat16
-
-    return pays_bfloat16("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def flop_per_second(threads: int) -> float:
@@ -132,13 +125,15 @@ def measure(store: Store, names: Sequence[str], options: Options, budget: float)
     print(f"{len(todo)} of {len(wanted)} rows to do")
     for i, job in enumerate(todo):
         spent = time.perf_counter() - start
-        guess, room = clockwork.guess(job), ends[job.table] - spent
+        room = ends[job.table] - spent
+        job = plan.with_cut_off(job, own_seconds(job, store), room)
+        guess = clockwork.guess(job)
         if guess > room and not options.quick:
             print(f"  {label(job)}: left out, about {guess / 60:.0f} min; --full has it")
             continue
         rest = min(plan.left(todo[i:], clockwork), max(budget - spent, 0)) / 60
         print(f"  {label(job)} ... (about {rest:.0f} min to do in all)", flush=True)
-        row = store.add(job, runner.run(with_cut_off(job, store), limit=max(budget - spent, 60)))
+        row = store.add(job, runner.run(job, limit=max(budget - spent, 60)))
         report(row)
         if row["status"] == "done" and row["iterations"]:
             clockwork.learn(job, row["wall"])
@@ -150,16 +145,12 @@ def table_ends(names: Sequence[str], budget: float) -> dict[str, float]:
     return {name: budget * plan.UNTIL[name] / last for name in names}
 
 
-def with_cut_off(job: Job, store: Store) -> Job:
-    """Another system's race to a score ends at a multiple of our own seconds."""
-    if job.table != "score" or job.setting.system == OURS:
-        return job
+def own_seconds(job: Job, store: Store) -> float | None:
+    """What ours took for the same race, reached or not; None before it has run."""
     for row in store.of("score"):
         if row["name"] == job.name and row["setting"]["system"] == OURS and row["iterations"]:
-            at = tables.reached(row) or row["iterations"][-1]
-            setting = job.setting.of(seconds=CUT_OFF * at["spent"])
-            return Job(job.table, job.name, setting, job.repeat)
-    return job
+            return float((tables.reached(row) or row["iterations"][-1])["spent"])
+    return None
 
 
 def label(job: Job) -> str:

@@ -24,6 +24,7 @@ def describe() -> dict[str, Any]:
         "memory_gb": memory_gb(),
         "load_average": load(),
         "accelerator": accelerator(),
+        "has_bfloat16": has_bfloat16(),
         "system": f"{platform.system()} {platform.release()}",
         "versions": versions(),
         "commit": commit(),
@@ -64,6 +65,15 @@ def accelerator() -> str | None:
     import torch
 
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+
+
+def has_bfloat16() -> bool:
+    """Whether products in bfloat16 run in hardware."""
+    import torch
+
+    from rewards.classifiers import pays_bfloat16
+
+    return pays_bfloat16("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def versions() -> dict[str, str]:

@@ -8,9 +8,10 @@ from benchmarks.settings import GRPO, LEARNING, OURS, PPO, Job, Setting
 
 TABLES = ("systems", "score", "ablation", "growth")
 # Shares of the minutes by whose end each table must be through; what one leaves the next has.
-UNTIL = {"systems": 0.5, "score": 0.75, "ablation": 0.87, "growth": 1.0}
+UNTIL = {"systems": 0.5, "score": 0.8, "ablation": 0.9, "growth": 1.0}
 
-TARGET = 1.5  # different words a response; SmolLM2 starts at about 0.4
+TARGET = 1.0  # different words a response of the race's 16 tokens; SmolLM2 starts at about 0.2
+RACE_LENGTH = 16  # so that three systems get there within minutes on two cores
 CUT_OFF = 5  # times our own seconds, after which another system is stopped
 
 
@@ -65,7 +66,9 @@ def systems(options: Options) -> list[Job]:
     found = []
     for round_ in range(2 if options.full else 1):
         for name, changes in kinds:
-            for dtype in options.dtypes:
+            # The first setting in every precision; the others, by default, in the fastest.
+            in_all = options.full or name == kinds[0][0]
+            for dtype in options.dtypes if in_all else options.dtypes[-1:]:
                 seen: dict[str, int] = {}
                 for system in order:
                     repeat = round_ * order.count(system) + seen.get(system, 0)
@@ -87,8 +90,9 @@ def score(options: Options) -> list[Job]:
     for seed in range(3 if options.full else 1):
         for system in [s for s in (OURS, PPO, GRPO) if s in options.systems]:
             setting = options.setting(
-                system=system, seed=seed, target=target, iterations=200, **LEARNING[system]
-            )
+                system=system, seed=seed, target=target, iterations=200,
+                response_length=RACE_LENGTH, dtype=options.dtypes[-1], **LEARNING[system],
+            )  # fmt: skip
             found.append(Job("score", f"seed {seed}", setting))
     return found
 
@@ -141,6 +145,7 @@ WEIGHTS = {"smollm2-135m": 106e6, "glass-tiny": 0.8e6, "llama-10m": 2e6, "llama-
            "llama-135m": 106e6, "llama-360m": 315e6}  # fmt: skip
 HEADS = {"llama-10m": 8e6, "llama-35m": 19e6, "llama-360m": 47e6, "glass-tiny": 0.1e6}
 HEAD = 28e6
+RACE_ITERATIONS = 15  # of ours, as a guess
 START = 25.0  # seconds before the first iteration
 
 
@@ -152,9 +157,14 @@ class Clockwork:
     slower: dict[str, float] = field(default_factory=lambda: {OURS: 2.0, PPO: 6.0, GRPO: 5.0})
 
     def guess(self, job: Job) -> float:
+        """Seconds that the job is likely to take; one that has a time to end by takes it whole."""
+        if job.setting.seconds is not None:
+            return START + job.setting.seconds
         return START + self.slower[job.setting.system] * work(job.setting) / self.flop_s
 
     def learn(self, job: Job, took: float) -> None:
+        if job.setting.target is not None:
+            return  # how many iterations a race takes says nothing of other rows
         measured = max(took - START, 1.0) * self.flop_s / work(job.setting)
         old = self.slower[job.setting.system]
         self.slower[job.setting.system] = (old + measured) / 2
@@ -166,9 +176,22 @@ def work(setting: Setting) -> float:
     answers = setting.samples * setting.response_length
     tokens = answers + setting.samples * setting.prompt_length
     update = (4 if setting.lora else 6) * setting.epochs
-    iterations = setting.iterations if setting.target is None else 12 * 2
+    iterations = setting.iterations if setting.target is None else RACE_ITERATIONS
     arms = 2 if setting.technique else 1
     return arms * iterations * weights * (2 * answers + (4 + update) * tokens)
+
+
+def with_cut_off(job: Job, own_seconds: float | None, room: float) -> Job:
+    """Another system's race ends at a multiple of our seconds, or at the end of the time there is.
+
+    Where there is no time even for ours twice over, the job is left as long as it would be.
+    """
+    if job.table != "score" or job.setting.system == OURS or own_seconds is None:
+        return job
+    seconds = CUT_OFF * own_seconds
+    if 2 * own_seconds <= room - START < seconds:
+        seconds = room - START
+    return replace(job, setting=job.setting.of(seconds=seconds))
 
 
 def left(jobs: Iterable[Job], clockwork: Clockwork) -> float:

@@ -1,5 +1,6 @@
 """Rows of results as the tables that are read: plain text for a terminal, Markdown for docs."""
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
@@ -9,6 +10,7 @@ from benchmarks.plan import CUT_OFF, TARGET
 from benchmarks.settings import OURS, SYSTEMS
 
 Row = dict[str, Any]
+WIDTH = 118  # of a note in a terminal
 PHASES = ("generation", "scoring", "update")
 
 
@@ -38,7 +40,8 @@ def text(table: Table) -> str:
 
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     body = [aligned(line) if len(line) > 1 else line[0] for line in table.body]
-    return "\n".join([table.title, "", aligned(table.head), rule, *body, "", *table.notes])
+    notes = [textwrap.fill(note, WIDTH) for note in table.notes]
+    return "\n".join([table.title, "", aligned(table.head), rule, *body, "", *notes])
 
 
 def markdown(table: Table) -> str:
@@ -88,7 +91,7 @@ def groups(rows: Sequence[Row], key: Callable[[Row], str]) -> dict[str, list[Row
 # -- the tables ------------------------------------------------------------------------------------
 
 
-def systems(rows: Sequence[Row]) -> Table:
+def systems(rows: Sequence[Row], has_bfloat16: bool = True) -> Table:
     head = ["system", "gen s", "score s", "upd s", "total s", "min-max", "tok/s", "gen t/s",
             "peak GB", "ours x", "x floor", "load"]  # fmt: skip
     body: list[list[str]] = []
@@ -96,6 +99,9 @@ def systems(rows: Sequence[Row]) -> Table:
         own = [r for r in group if r["setting"]["system"] == OURS and r["iterations"]]
         base = fmean(middle(r, "total") for r in own) if own else None
         body += [[name], *(system_line(row, base) for row in group)]
+        in_bfloat16 = name.replace("float32", "bfloat16")
+        if not has_bfloat16 and all(row["name"] != in_bfloat16 for row in rows):
+            body.append([f"{in_bfloat16}: no bf16 units"])
     return Table("Seconds of an iteration, by system and phase", head, body, SYSTEM_NOTES)
 
 
@@ -262,12 +268,15 @@ def ablation(rows: Sequence[Row]) -> Table:
     return Table("What each technique is worth", head, body, [note])
 
 
-def all_tables(rows: Sequence[Row]) -> list[Table]:
+def all_tables(rows: Sequence[Row], has_bfloat16: bool = True) -> list[Table]:
+    """Every table that has a row."""
+    makers: list[tuple[str, Callable[[Sequence[Row]], Table]]] = [
+        ("systems", lambda rows: systems(rows, has_bfloat16)),
+        ("systems", floor_table),
+        ("score", score),
+        ("ablation", ablation),
+        ("growth", growth),
+    ]
     of = groups(rows, lambda r: r["table"])
-    made = []
-    for name, make in (("systems", systems), ("systems", floor_table), ("score", score),
-                       ("ablation", ablation), ("growth", growth)):  # fmt: skip
-        table = make(of[name]) if name in of else None
-        if table is not None and table.body:
-            made.append(table)
-    return made
+    made = [make(of[name]) for name, make in makers if name in of]
+    return [table for table in made if table.body]
