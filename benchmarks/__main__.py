@@ -40,23 +40,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    some = argparse.ArgumentDefaultsHelpFormatter
-    parser.formatter_class = some
     add = parser.add_argument
     add("--only", type=words, default=list(plan.TABLES), metavar="TABLE,...",
-        help=f"tables: {', '.join(plan.TABLES)}")  # fmt: skip
+        help=f"of {', '.join(plan.TABLES)}; default: all")  # fmt: skip
     add("--full", action="store_true", help="every setting and three seeds, however long it takes")
     add("--quick", action="store_true", help="a tiny model and few rows: does everything run?")
-    add("--minutes", type=float, default=60, help="what would end later is left out, unless --full")
+    add(
+        "--minutes",
+        type=float,
+        default=60,
+        help="what would end later is left out, unless --full; 60",
+    )
     add("--model", default=None, help="an embedded model's name (default: smollm2-135m)")
-    add("--threads", type=int, default=len_cores(), help="of each row, over all its processes")
+    add(
+        "--threads",
+        type=int,
+        default=len_cores(),
+        help="of each row, over all its processes; default: the cores",
+    )
     add("--dtypes", type=words, default=None, metavar="DTYPE,...",
         help="float32, bfloat16; default: those that the processor has units for")  # fmt: skip
     add("--iterations", type=int, default=None,
         help="of each row, the first not counted; 3, or 6 with --full")  # fmt: skip
-    add("--systems", type=words, default=list(NAMES), metavar="NAME,...", help=", ".join(NAMES))
+    add(
+        "--systems",
+        type=words,
+        default=list(NAMES),
+        metavar="NAME,...",
+        help=f"of {', '.join(NAMES)}; default: all",
+    )
     add("--techniques", type=words, default=[], metavar="NAME,...", help="ablations; default: all")
-    add("--out", type=Path, default=None, help="the results file; rows that it has are kept")
+    add(
+        "--out",
+        type=Path,
+        default=None,
+        help="the results file; rows that it has are kept; default: results/DATE.json",
+    )
     add("--markdown", action="store_true", help="print the tables as Markdown, too")
     return parser
 

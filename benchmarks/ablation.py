@@ -144,13 +144,13 @@ def logits_everywhere(trainer: Trainer) -> Iterator[None]:
         mask = torch.cat([prompt_mask, response_mask], 1)
         start = prompt_ids.shape[1] - 1
         with self.autocast():
-            base = self.lm.get_base_model() if self.uses_adapter else self.lm
+            base = self._base(self.lm)
             hidden = base.base_model(
                 input_ids=ids, attention_mask=mask.long(), position_ids=positions(mask)
             )[0]
             logits = base.get_output_embeddings()(hidden)  # (B, P + T, V)
-            picked = (x[:, start:-1][response_mask] for x in (logits, hidden))
-            outputs = token_fn(self, *picked, response_ids[response_mask])
+            logits, hidden = (x[:, start:-1][response_mask] for x in (logits, hidden))
+            outputs = token_fn(self, logits, hidden, response_ids[response_mask])
         return {name: scatter(x, response_mask) for name, x in outputs.items()}
 
     with mock.patch.object(Policy, "forward", forward):

@@ -7,6 +7,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 
 from benchmarks.settings import OURS
 from benchmarks.tables import PHASES, Row, groups, middle, number
@@ -35,7 +36,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
-def panel(axis: "pyplot.Axes", name: str, group: Sequence[Row]) -> None:
+def panel(axis: Axes, name: str, group: Sequence[Row]) -> None:
     labels = []
     for y, row in enumerate(group):
         system, left = row["setting"]["system"], 0.0

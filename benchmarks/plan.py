@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from benchmarks.models import SHAPES
 from benchmarks.settings import GRPO, LEARNING, OURS, PPO, Job, Setting
 
 TABLES = ("systems", "score", "ablation", "growth")
 # Shares of the minutes by whose end each table must be through; what one leaves the next has.
-UNTIL = {"systems": 0.5, "score": 0.8, "ablation": 0.9, "growth": 1.0}
+UNTIL = {"systems": 0.5, "score": 0.75, "ablation": 0.88, "growth": 1.0}
 
 TARGET = 1.0  # different words a response of the race's 16 tokens; SmolLM2 starts at about 0.2
 RACE_LENGTH = 16  # so that three systems get there within minutes on two cores
@@ -29,7 +30,7 @@ class Options:
     techniques: Sequence[str] = ()
     has_bfloat16: bool = False
 
-    def setting(self, **changes: object) -> Setting:
+    def setting(self, **changes: Any) -> Setting:
         base = Setting(
             model=self.model,
             threads=self.threads,
@@ -50,7 +51,7 @@ def jobs(table: str, options: Options) -> list[Job]:
 
 def systems(options: Options) -> list[Job]:
     """Every system under the same settings; ours before and after the others, so noise shows."""
-    kinds = [
+    kinds: list[tuple[str, dict[str, Any]]] = [
         ("LoRA, full length", {}),
         ("LoRA, mixed lengths", {"regime": "mixed", "response_length": 64}),
         ("full fine-tune, full length", {"lora": None}),
@@ -106,8 +107,12 @@ def ablation(options: Options) -> list[Job]:
         technique = TECHNIQUES[name]
         if technique.needs_bfloat16 and not options.has_bfloat16 and not options.techniques:
             continue
-        rounds = options.iterations + (3 if options.full else 1)
-        setting = options.setting(technique=name, iterations=rounds, **technique.setting)
+        rounds = options.iterations + (3 if options.full else 0)
+        size = {} if options.full or technique.phase == "generation" else {"samples": 16}
+        setting = options.setting(
+            technique=name, iterations=rounds, epochs=1, dtype=options.dtypes[-1],
+            **(size | technique.setting),
+        )  # fmt: skip
         found.append(Job("ablation", name, setting))
     return found
 
@@ -149,25 +154,37 @@ RACE_ITERATIONS = 15  # of ours, as a guess
 START = 25.0  # seconds before the first iteration
 
 
+# Seconds over those of the FLOP at the float32 rate. Rough: every row that ends corrects its own.
+SLOWER = {
+    (OURS, "float32"): 1.3,
+    (PPO, "float32"): 1.7,
+    (GRPO, "float32"): 1.8,
+    (OURS, "bfloat16"): 0.5,
+    (PPO, "bfloat16"): 0.9,
+    (GRPO, "bfloat16"): 1.0,
+}
+
+
 @dataclass
 class Clockwork:
     """Guesses seconds from FLOP, and learns from each job how wrong it was."""
 
-    flop_s: float  # of one large product
-    slower: dict[str, float] = field(default_factory=lambda: {OURS: 2.0, PPO: 6.0, GRPO: 5.0})
+    flop_s: float  # of one large product in float32
+    slower: dict[tuple[str, str], float] = field(default_factory=lambda: dict(SLOWER))
 
     def guess(self, job: Job) -> float:
         """Seconds that the job is likely to take; one that has a time to end by takes it whole."""
         if job.setting.seconds is not None:
             return START + job.setting.seconds
-        return START + self.slower[job.setting.system] * work(job.setting) / self.flop_s
+        kind = (job.setting.system, job.setting.dtype)
+        return START + self.slower[kind] * work(job.setting) / self.flop_s
 
     def learn(self, job: Job, took: float) -> None:
-        if job.setting.target is not None:
-            return  # how many iterations a race takes says nothing of other rows
+        if job.setting.target is not None or job.setting.technique is not None:
+            return  # these do another amount of work than whole iterations
         measured = max(took - START, 1.0) * self.flop_s / work(job.setting)
-        old = self.slower[job.setting.system]
-        self.slower[job.setting.system] = (old + measured) / 2
+        kind = (job.setting.system, job.setting.dtype)
+        self.slower[kind] = (self.slower[kind] + measured) / 2
 
 
 def work(setting: Setting) -> float:
@@ -177,8 +194,12 @@ def work(setting: Setting) -> float:
     tokens = answers + setting.samples * setting.prompt_length
     update = (4 if setting.lora else 6) * setting.epochs
     iterations = setting.iterations if setting.target is None else RACE_ITERATIONS
-    arms = 2 if setting.technique else 1
-    return arms * iterations * weights * (2 * answers + (4 + update) * tokens)
+    if setting.technique is not None:
+        from benchmarks.ablation import TECHNIQUES
+
+        learning = 0 if TECHNIQUES[setting.technique].phase == "generation" else 4 + update
+        return 2 * iterations * weights * (2 + learning) * tokens
+    return iterations * weights * (2 * answers + (4 + update) * tokens)
 
 
 def with_cut_off(job: Job, own_seconds: float | None, room: float) -> Job:

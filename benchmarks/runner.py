@@ -31,7 +31,12 @@ def run(job: Job, limit: float) -> dict[str, Any]:
             start_new_session=True,  # so that its children end with it
         )
         late = threading.Event()
-        timer = threading.Timer(limit, lambda: (late.set(), end(process)))
+
+        def stop() -> None:
+            late.set()
+            end(process)
+
+        timer = threading.Timer(limit, stop)
         timer.start()
         try:
             messages = list(read(process))
