@@ -17,13 +17,14 @@ LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 \
 	--mixed_precision no --dynamo_backend no
 
 .DEFAULT_GOAL := help
-.PHONY: help ppo test prove seeds env env-test models clean distclean
+.PHONY: help ppo test prove seeds bench env env-test models clean distclean
 
 help:
 	@echo 'make ppo        steer the embedded model with rewards        (ARGS="--train.iterations=80")'
 	@echo 'make test       ruff, mypy and pytest                        (ARGS="-k gae" goes to pytest)'
 	@echo 'make prove      the slow proofs: the oracle over seeds'
 	@echo 'make seeds      learning curves: the quickstart with three seeds, and its table of results'
+	@echo 'make bench      time this project and TRL'"'"'s trainers         (ARGS="--only systems"; ARGS=--help)'
 	@echo 'make env        only the environment of the job;  env-test: that of the tests'
 	@echo 'make models     only fetch and convert the embedded models'
 	@echo 'make clean      remove what builds and tools left;  distclean: .venv too'
@@ -44,6 +45,9 @@ prove: env-test
 
 seeds: models
 	@$(BIN)/python experiments/three_seeds.py $(ARGS)
+
+bench: models benchmarks/.trl-1.12.0/.installed
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 models: env
 	@$(BIN)/python -m rewards.embedded > /dev/null
@@ -70,9 +74,15 @@ $(VENV)/.installed-test: $(VENV)/.created pyproject.toml setup.py constraints.tx
 	@$(INSTALL) --no-build-isolation -e '.[$(TEST_EXTRAS)]'
 	@touch $(VENV)/.installed-job $@
 
+# The last TRL with PPO, beside the one that is used: only benchmarks/trl_ppo.py sees it.
+benchmarks/.trl-1.12.0/.installed: $(VENV)/.installed-job
+	@echo "installing trl 1.12.0 into benchmarks/.trl-1.12.0"
+	@$(PIP) install -q --no-deps --upgrade --target benchmarks/.trl-1.12.0 trl==1.12.0
+	@touch $@
+
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find rlalign rewards tests launch experiments -name __pycache__ -type d -prune -exec rm -rf {} +
+	find rlalign rewards tests launch experiments benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) benchmarks/.trl-*
