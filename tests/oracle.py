@@ -34,8 +34,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=model, eos_token="</s>", pad_token="</s>")
 
 
-def language_model(seed: int = 0, hidden: int = 32) -> LlamaForCausalLM:
-    """A two-layer Llama with weights large enough that its distribution is far from uniform."""
+def language_model(seed: int = 0, hidden: int = 32, attention: str = "eager") -> LlamaForCausalLM:
+    """A two-layer Llama with weights large enough that its distribution is far from uniform.
+
+    Eager attention is the fastest at this size; a policy reads one with "sdpa" in packed passes.
+    """
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=6,
@@ -49,7 +52,7 @@ def language_model(seed: int = 0, hidden: int = 32) -> LlamaForCausalLM:
         pad_token_id=EOS,
         tie_word_embeddings=False,
         initializer_range=0.15,
-        attn_implementation="eager",  # the fastest at this size
+        attn_implementation=attention,
     )
     return LlamaForCausalLM(config).eval()
 

@@ -1,5 +1,7 @@
 """The one pass: where log-probabilities and values are read, and what leaves them as they are."""
 
+from functools import partial
+
 import builders
 import oracle
 import pytest
@@ -24,6 +26,7 @@ MODELS = {
     "gpt2": builders.gpt2,
     "gemma2": builders.gemma2,
     "llama": oracle.language_model,
+    "llama, packed": partial(oracle.language_model, attention="sdpa"),
 }
 
 
