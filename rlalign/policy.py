@@ -218,7 +218,7 @@ class Policy(nn.Module):
                 logits = self._base(self.lm).get_output_embeddings()(hidden.contiguous())
             else:
                 logits = self.lm(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1]
-        in_float32 = logits.float().contiguous()  # a thin product leaves them transposed
+        in_float32: Tensor = logits.float().contiguous()  # a thin product leaves them transposed
         return in_float32 if self.temperature == 1.0 else in_float32 / self.temperature
 
     @contextmanager
