@@ -19,7 +19,7 @@ from benchmarks.settings import Setting
 from benchmarks.worker import Recorder, now
 from rlalign import policy as policy_module
 from rlalign import trainer as trainer_module
-from rlalign.generation import decode
+from rlalign.generation import caches
 from rlalign.policy import Policy, TokenFn, positions, scatter
 from rlalign.trainer import Trainer
 from rlalign.types import Rollout
@@ -92,7 +92,7 @@ def timed(trainer: Trainer, arm: Arm, phase: str, setting: Setting, i: int) -> f
 
 @contextmanager
 def keep_finished_rows(trainer: Trainer) -> Iterator[None]:
-    with mock.patch.object(decode, "COMPACT_BELOW", -1.0):
+    with mock.patch.object(caches, "COMPACT_BELOW", -1.0):
         yield
 
 

@@ -1,9 +1,10 @@
 """Log-probabilities and entropies of tokens from logits, in float32."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
@@ -51,3 +52,29 @@ class Linearised(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors
         return (slope * grad.unsqueeze(-1).to(slope.dtype)), None, None
+
+
+def linearised(
+    head: nn.Module,
+    outputs_of: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]],
+    hidden: Tensor,
+    targets: Tensor,
+) -> dict[str, Tensor]:
+    """The outputs (N,) of a chunk, with a slope in `hidden` (N, H) in place of the logits (N, V).
+
+    A token's outputs depend on its own hidden state alone, so their gradients are known as soon as
+    the logits are: going forward costs what going back would have, and nothing of the size of the
+    vocabulary is kept. Only for a head without gradients; an output may read the logits, or the
+    hidden state and what is trained on it, not both.
+    """
+    leaf = hidden.detach().requires_grad_()
+    with torch.enable_grad():
+        outputs = outputs_of(hidden, head(leaf), targets)
+    kept = {}
+    for name, out in outputs.items():
+        slope = None
+        if out.requires_grad:
+            (slope,) = torch.autograd.grad(out.sum(), leaf, retain_graph=True, allow_unused=True)
+        is_of_logits = slope is not None
+        kept[name] = Linearised.apply(hidden, out.detach(), slope) if is_of_logits else out  # type: ignore[no-untyped-call]
+    return kept

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache
 
-from rlalign.logprobs import Linearised, token_entropy, token_logprobs
+from rlalign.logprobs import linearised, token_entropy, token_logprobs
 from rlalign.packing import Layout, can_pack, packed_pass
-from rlalign.products import thin_products
+from rlalign.products import LowWeights, thin_products
 from rlalign.types import Rollout
 
 # (policy, logits (N, V), hidden (N, H), targets (N,)) -> (N,) tensors by name
@@ -76,6 +76,7 @@ class Policy(nn.Module):
         self.lm = lm
         self.temperature = temperature
         self.autocast_dtype = autocast
+        self._low_weights: LowWeights | None = None  # made when it first decodes
         hidden_size = self._base(lm).config.get_text_config().hidden_size
         self.value_head = nn.Linear(hidden_size, 1)
         nn.init.normal_(self.value_head.weight, std=1.0 / (hidden_size + 1))
@@ -206,9 +207,11 @@ class Policy(nn.Module):
     def next_logits(self, ids: Tensor, mask: Tensor, position_ids: Tensor, cache: Cache) -> Tensor:
         """(B, V) float32 logits, over the temperature, of the token behind `ids` (B, L).
 
-        `cache` holds what came before `ids` and takes them in; `mask` covers both.
+        `cache` holds what came before `ids` and takes them in; `mask` covers both. One of four
+        dimensions (B, 1, L, length), true where a token is attended to, is taken as it is.
         """
-        inputs = {"input_ids": ids, "attention_mask": mask.long(), "past_key_values": cache}
+        mask = mask if mask.dim() == 4 else mask.long()
+        inputs = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
         if self._takes_positions:
             inputs["position_ids"] = position_ids
         with self.autocast():
@@ -223,11 +226,15 @@ class Policy(nn.Module):
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
-        """The LM in eval mode: in train mode, one that checkpoints activations drops its cache."""
+        """The LM as it decodes best, in eval mode: in train mode, activation checkpointing would
+        drop its cache."""
         lm, was_training = self.lm, self.lm.training
         lm.eval()
         try:
-            with thin_products(lm):
+            if self.autocast_dtype is not None and self._low_weights is None:
+                self._low_weights = LowWeights(lm, self.autocast_dtype)
+            low = nullcontext() if self._low_weights is None else self._low_weights()
+            with torch.no_grad(), low, thin_products(lm):
                 yield
         finally:
             lm.train(was_training)
@@ -264,34 +271,8 @@ class Policy(nn.Module):
         """A float32 copy for measuring: policy and reference alike, nothing shared."""
         clone = copy.deepcopy(self).float().requires_grad_(False)
         clone._frozen = tuple(frozen.float() for frozen in clone._frozen)
-        clone.autocast_dtype = None
+        clone.autocast_dtype = clone._low_weights = None
         return clone
-
-
-def linearised(
-    head: nn.Module,
-    outputs_of: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]],
-    hidden: Tensor,
-    targets: Tensor,
-) -> dict[str, Tensor]:
-    """The outputs (N,) of a chunk, with a slope in `hidden` (N, H) in place of the logits (N, V).
-
-    A token's outputs depend on its own hidden state alone, so their gradients are known as soon as
-    the logits are: going forward costs what going back would have, and nothing of the size of the
-    vocabulary is kept. Only for a head without gradients; an output may read the logits, or the
-    hidden state and what is trained on it, not both.
-    """
-    leaf = hidden.detach().requires_grad_()
-    with torch.enable_grad():
-        outputs = outputs_of(hidden, head(leaf), targets)
-    kept = {}
-    for name, out in outputs.items():
-        slope = None
-        if out.requires_grad:
-            (slope,) = torch.autograd.grad(out.sum(), leaf, retain_graph=True, allow_unused=True)
-        is_of_logits = slope is not None
-        kept[name] = Linearised.apply(hidden, out.detach(), slope) if is_of_logits else out  # type: ignore[no-untyped-call]
-    return kept
 
 
 def positions(mask: Tensor) -> Tensor:

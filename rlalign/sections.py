@@ -99,10 +99,11 @@ class SamplingSection(Section):
         description="most rows decoded at once in a process, in whole prompts and at least one; "
         "null: all of them",
     )
-    engine: Literal["decode", "vllm"] = Field(
+    engine: Literal["decode", "static", "vllm"] = Field(
         "decode",
-        description="what draws: `decode`, a loop in this process, or `vllm` through TRL, on CUDA, "
-        "under the section `vllm`; evaluations always decode",
+        description="what draws: `decode`, a loop in this process; `static`, the same over caches "
+        "written in place, on CUDA as replayed graphs; `vllm` through TRL, on CUDA, under the "
+        "section `vllm`; evaluations never take vllm",
     )
 
 

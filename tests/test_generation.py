@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import builders
 import oracle
@@ -11,8 +12,8 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import GenerationConfig
 
-from rlalign.generation import decode as generation
-from rlalign.generation import sample_inverse_cdf
+from rlalign.generation import caches, sample_inverse_cdf
+from rlalign.generation.caches import StaticBuffers
 from rlalign.policy import Policy, evaluate_rollout, logprobs_only
 
 LENGTH = 3
@@ -58,6 +59,40 @@ def assert_drawn_from(rollout, prompt: str, probabilities: Tensor) -> None:
     assert chi_square < freedom + 5 * math.sqrt(2 * freedom), (chi_square, freedom)
 
 
+sdpa = partial(oracle.language_model, attention="sdpa")
+
+
+class Replayed:
+    """Stands for a CUDA graph: it reads and writes the same tensors every time."""
+
+    def __init__(self, buffers, rows: int) -> None:
+        self.buffers, self.rows = buffers, rows
+        self.logits = buffers._forward(rows, buffers.length)
+
+    def replay(self) -> None:
+        self.logits.copy_(self.buffers._forward(self.rows, self.buffers.length))
+
+
+def replay_steps(monkeypatch) -> list[int]:
+    """Decode as on a GPU, graphs replaced; the numbers of rows that were captured."""
+    captured = []
+
+    def capture(buffers, rows):
+        captured.append(rows)
+        graph = Replayed(buffers, rows)
+        return graph, graph.logits
+
+    monkeypatch.setattr(StaticBuffers, "_captured", capture)
+    make = StaticBuffers.__init__
+
+    def made(buffers, *given):
+        make(buffers, *given)
+        buffers.replays = True
+
+    monkeypatch.setattr(StaticBuffers, "__init__", made)
+    return captured
+
+
 CASES = {
     "plain": {},
     "several samples of a prompt": {"n": 4},
@@ -66,16 +101,23 @@ CASES = {
     "a few rows at a time": {"batch_size": 1000, "n": 2},
     "a low temperature": {"temperature": 0.7},
     "a high temperature, learned positions": {"temperature": 1.5, "lm": builders.gpt2},
+    "static caches": {"static": True, "lm": sdpa, "n": 2},
+    "static caches, a few rows at a time": {"static": True, "lm": sdpa, "batch_size": 1000},
+    "static caches, learned positions": {"static": True, "lm": builders.gpt2, "temperature": 0.7},
+    "replayed": {"static": True, "lm": sdpa, "replayed": True},
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_samples_follow_the_enumerated_distribution(case, monkeypatch):
     settings = {"n": 1, "temperature": 1.0, "lm": oracle.language_model} | CASES[case]
-    monkeypatch.setattr(generation, "COMPACT_BELOW", settings.get("compact_below", 0.75))
+    monkeypatch.setattr(caches, "COMPACT_BELOW", settings.get("compact_below", 0.75))
     lm, temperature = settings["lm"](), settings["temperature"]
     policy = Policy(lm, temperature=temperature, reference="none")
-    engine = builders.engine(policy, batch_size=settings.get("batch_size"))
+    if "replayed" in settings:
+        replay_steps(monkeypatch)
+    rest = {name: settings[name] for name in ("batch_size", "static") if name in settings}
+    engine = builders.engine(policy, **rest)
     prompts = oracle.PROMPTS * (SAMPLES // 2 // settings["n"])  # of unequal lengths, interleaved
     rollout = engine.generate(builders.prompt_batch(prompts), settings["n"], builders.seeded())
     assert len(rollout) == SAMPLES
@@ -92,12 +134,67 @@ def test_draws_do_not_depend_on_compaction_or_batch_size(monkeypatch):
     policy = Policy(oracle.language_model(), reference="none")
     plain = drawn(policy)
     for compact_below, batch_size in ((0.0, None), (1.0, None), (0.75, 7), (1.0, 1)):
-        monkeypatch.setattr(generation, "COMPACT_BELOW", compact_below)
+        monkeypatch.setattr(caches, "COMPACT_BELOW", compact_below)
         other = drawn(policy, batch_size=batch_size)
         assert other.response_ids.tolist() == plain.response_ids.tolist()
         assert other.response_mask.tolist() == plain.response_mask.tolist()
         assert other.texts == plain.texts
         assert_close(other.logprobs, plain.logprobs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("replays", [False, True])
+@pytest.mark.parametrize("make_lm", [sdpa, builders.gpt2])
+def test_static_caches_draw_what_growing_ones_do(make_lm, replays, monkeypatch):
+    policy = Policy(make_lm(), temperature=0.7, reference="none")
+    growing = drawn(policy)
+    captured = replay_steps(monkeypatch) if replays else []
+    engine = builders.engine(policy, max_new_tokens=7, static=True)
+    prompts = builders.prompt_batch(oracle.PROMPTS * 20)
+    for _ in range(2):  # the second time in the buffers of the first
+        static = engine.generate(prompts, 3, builders.seeded(0))
+        assert static.response_ids.tolist() == growing.response_ids.tolist()
+        assert static.texts == growing.texts
+        assert static.finished.tolist() == growing.finished.tolist()
+        assert_close(static.logprobs, growing.logprobs, rtol=1e-4, atol=1e-5)
+    if replays:  # each number of rows is captured once, and halves as rows finish
+        assert captured[:3] == [120, 60, 30] and len(set(captured)) == len(captured)
+
+
+def test_static_buffers_grow_for_more_rows_or_longer_texts():
+    policy = Policy(sdpa(), reference="none")
+    engine = builders.engine(policy, static=True)
+    few, many = (builders.prompt_batch(oracle.PROMPTS * k) for k in (2, 9))
+    engine.generate(few, 1, builders.seeded())
+    first = engine._buffers
+    engine.generate(few, 1, builders.seeded())
+    assert engine._buffers is first
+    engine.generate(many, 1, builders.seeded())
+    assert engine._buffers is not first and engine._buffers.capacity == 18
+    engine.sync(Policy(sdpa(), reference="none"))
+    before = engine._buffers
+    engine.generate(many, 1, builders.seeded())
+    assert engine._buffers is not before  # graphs hold another policy's weights
+
+
+@pytest.mark.parametrize("make_lm", [oracle.language_model, builders.gemma2])
+def test_a_model_that_static_caches_do_not_serve_decodes_by_growing_ones(make_lm):
+    engine = builders.engine(Policy(make_lm(), reference="none"), static=True)
+    engine.generate(builders.prompt_batch(oracle.PROMPTS), 1, builders.seeded())
+    assert engine._buffers is None
+
+
+def test_a_graph_that_cannot_be_captured_is_done_without(monkeypatch, caplog):
+    policy = Policy(sdpa(), reference="none")
+    growing = drawn(policy)
+    replay_steps(monkeypatch)
+
+    def refuses(*_):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(StaticBuffers, "_captured", refuses)
+    static = drawn(policy, static=True)
+    assert static.texts == growing.texts
+    assert caplog.text.count("decoding without CUDA graphs: operation not permitted") == 1
 
 
 def test_compaction_drops_rows(monkeypatch):
@@ -111,11 +208,11 @@ def test_compaction_drops_rows(monkeypatch):
         return next_logits(ids, *rest)
 
     monkeypatch.setattr(policy, "next_logits", counting)
-    monkeypatch.setattr(generation, "COMPACT_BELOW", 0.0)
+    monkeypatch.setattr(caches, "COMPACT_BELOW", 0.0)
     drawn(policy, n=1)
     assert set(rows) == {40}
     rows.clear()
-    monkeypatch.setattr(generation, "COMPACT_BELOW", 1.0)
+    monkeypatch.setattr(caches, "COMPACT_BELOW", 1.0)
     drawn(policy, n=1)
     assert rows == sorted(rows, reverse=True) and rows[-1] < 40
 

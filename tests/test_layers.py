@@ -28,7 +28,7 @@ LAYERS = [
     | {"terminal", "redact", "startup"},
     {"prompts", "pairs", "policy", "models", "ranks", "checkpoint", "metrics", "runs", "tracking"}
     | {"wandb_tracker"},
-    {f"generation.{name}" for name in ("sampling", "engine", "decode", "vllm", "build")}
+    {f"generation.{name}" for name in ("sampling", "engine", "caches", "decode", "vllm", "build")}
     | {"scoring", "symptoms"},
     {"signs"},
     {"audit"},

@@ -121,6 +121,45 @@ def test_layers_are_thin_inside_and_themselves_again_after_an_error():
     assert {type(m) for m in layers} == {nn.Linear}
 
 
+def test_low_weights_decode_what_autocast_would_and_leave_no_trace(monkeypatch):
+    lm = oracle.language_model()
+    policy = builders.Policy(lm, autocast=torch.bfloat16, reference="none")
+    before = {name: (p.data_ptr(), p.clone()) for name, p in lm.named_parameters()}
+    prompts = builders.prompt_batch(oracle.PROMPTS * 10)
+    engine = builders.engine(policy)
+    low = engine.generate(prompts, 1, builders.seeded())
+    held = {id(w): copy.data_ptr() for w, copy in policy._low_weights.pairs}
+    assert len(held) == 7 * 2 + 1  # of each layer, and the head, which is not tied here
+    with policy.decoding():
+        assert lm.lm_head.weight.dtype == torch.bfloat16
+        assert lm.model.embed_tokens.weight.dtype == torch.float32
+        assert lm.lm_head.weight.data_ptr() == held[id(lm.lm_head.weight)]
+    for name, p in lm.named_parameters():
+        assert (p.data_ptr(), p.dtype) == (before[name][0], torch.float32)
+        assert torch.equal(p, before[name][1])
+    monkeypatch.setattr(
+        products.LowWeights, "__init__", lambda self, *_: setattr(self, "pairs", [])
+    )
+    policy._low_weights = None
+    plain = engine.generate(prompts, 1, builders.seeded())
+    assert low.response_ids.tolist() == plain.response_ids.tolist()
+    assert torch.equal(low.logprobs, plain.logprobs)
+
+
+def test_low_weights_follow_the_masters_and_come_back_after_an_error():
+    lm = builders.gpt2()
+    tied = products.LowWeights(lm, torch.bfloat16)
+    assert tied.pairs == []  # GPT-2's layers are no nn.Linear, and its head is its embedding
+    lm = oracle.language_model()
+    low = products.LowWeights(lm, torch.bfloat16)
+    with torch.no_grad():
+        lm.lm_head.weight.fill_(3.0)
+    with pytest.raises(RuntimeError, match="inside"), low():
+        assert bool((lm.lm_head.weight == 3.0).all())
+        raise RuntimeError("inside")
+    assert lm.lm_head.weight.dtype == torch.float32
+
+
 def test_decoding_is_thin_and_draws_the_same(monkeypatch):
     """The oracle's rows stay within THIN, so every decode step takes the other order."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)

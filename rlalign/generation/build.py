@@ -21,7 +21,7 @@ def build_engine(
 ) -> RolloutEngine:
     """The engine that `sampling.engine` names; it starts nothing before its first sync."""
     sampling = config.sampling
-    if sampling.engine == "decode":
+    if sampling.engine != "vllm":
         return decode_engine(sampling, tokenizer)
     return VLLMEngine(
         tokenizer,
@@ -41,12 +41,13 @@ def decode_engine(sampling: SamplingSection, tokenizer: PreTrainedTokenizerBase)
         max_new_tokens=sampling.max_new_tokens,
         stop=sampling.stop,
         batch_size=sampling.batch_size,
+        static=sampling.engine == "static",
     )
 
 
 def check_engine(config: RunConfig, device: torch.device, world: int) -> None:
     """Raise ConfigError where `sampling.engine` cannot run; touches no model."""
-    if config.sampling.engine == "decode":
+    if config.sampling.engine != "vllm":
         return
     setting, otherwise = "sampling.engine=vllm", "or use sampling.engine=decode"
     if config.model.quantization != "none":

@@ -1,0 +1,239 @@
+"""What a decode loop remembers of the rows it writes: growing caches and static ones.
+
+Both take a prompt's pass over for all of its samples, drop finished rows, and give the next
+logits. Growing caches serve every model. Static ones are written in place, so that on a GPU a step
+is one replayed CUDA graph instead of a thousand launches; they serve models whose layers all
+attend to the whole text.
+"""
+
+import logging
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import CacheLayerMixin
+
+from rlalign.packing import NAME as PACKED
+from rlalign.policy import Policy, positions
+
+logger = logging.getLogger(__name__)
+
+# Finished rows are dropped once so few of the decoded rows are alive: the copy of the cache then
+# costs less than the rows it saves.
+COMPACT_BELOW = 0.75
+# A graph is captured for one number of rows, so rows are halved, not dropped one by one.
+HALVE_BELOW = 0.5
+WARM_UP = 3  # steps on a side stream before a capture, which torch asks for
+
+
+class Decoding(Protocol):
+    """Rows that are being written."""
+
+    rows: Tensor  # (L,) their places in the output
+    logits: Tensor  # (L, V) of the next token
+
+    def dropped(self, alive: Tensor) -> Tensor | None:
+        """The kept rows' indices (L',) once it pays to drop those that are not `alive` (L,)."""
+
+    def advance(self, token: Tensor) -> None:
+        """Take in a token (L,) of each row."""
+
+
+class Growing:
+    """A DynamicCache: each step appends to it by a copy."""
+
+    def __init__(self, policy: Policy, ids: Tensor, mask: Tensor, n: int) -> None:
+        self.policy, self.cache = policy, DynamicCache()
+        logits = policy.next_logits(ids, mask, positions(mask), self.cache)
+        if n > 1:  # one pass over each prompt serves all of its samples
+            self.cache.batch_repeat_interleave(n)
+            logits, mask = logits.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
+        self.logits, self.mask = logits, mask  # (L, V), (L, tokens so far)
+        self.next_position = mask.long().sum(1)  # (L,)
+        self.rows = torch.arange(len(mask), device=mask.device)
+
+    def dropped(self, alive: Tensor) -> Tensor | None:
+        if float(alive.float().mean()) > COMPACT_BELOW:
+            return None
+        index = alive.nonzero().squeeze(-1)
+        self.rows, self.mask = self.rows[index], self.mask[index]
+        self.next_position, self.logits = self.next_position[index], self.logits[index]
+        self.cache.batch_select_indices(index)
+        return index
+
+    def advance(self, token: Tensor) -> None:
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(token), 1)], 1)
+        self.logits = self.policy.next_logits(
+            token.unsqueeze(1), self.mask, self.next_position.unsqueeze(1), self.cache
+        )
+        self.next_position = self.next_position + 1
+
+
+class StaticLayer(CacheLayerMixin):
+    """One layer's keys and values (rows, heads, length, d), written where `place` points."""
+
+    def __init__(self, keys: Tensor, values: Tensor, place: Tensor, used: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.keys, self.values, self.place, self.used = keys, values, place, used
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None
+        self.keys.index_copy_(2, self.place, key_states)
+        self.values.index_copy_(2, self.place, value_states)
+        return self.keys[:, :, : self.used], self.values[:, :, : self.used]
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        raise AssertionError("a static layer is made of its tensors")
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.used, 0
+
+    def get_seq_length(self) -> int:
+        return self.used
+
+    def get_max_length(self) -> int:
+        return self.used
+
+
+class StaticBuffers:
+    """Room for `rows` texts of `length` tokens that stays where it is, and the graphs over it."""
+
+    def __init__(self, policy: Policy, filled: DynamicCache, rows: int, length: int) -> None:
+        self.policy, self.length, self.capacity = policy, length, rows
+        device = policy.device
+        self.pairs = []  # of each layer: keys and values (rows, heads, length, d)
+        for keys, values in states(filled):
+            shapes = [(rows, x.shape[1], length, x.shape[3]) for x in (keys, values)]
+            self.pairs.append([keys.new_zeros(shape) for shape in shapes])
+        self.ids = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.positions = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.mask = torch.zeros(rows, 1, 1, length, dtype=torch.bool, device=device)
+        self.place = torch.zeros(1, dtype=torch.long, device=device)
+        self.graphs: dict[int, tuple[Any, Tensor]] = {}  # by rows: a CUDA graph and its logits
+        self.replays = device.type == "cuda"
+
+    def serves(self, policy: Policy, rows: int, length: int) -> bool:
+        return self.policy is policy and rows <= self.capacity and length <= self.length
+
+    def fill(self, cache: DynamicCache, mask: Tensor, n: int) -> None:
+        """Take over a prompt's pass, `n` rows for each of its own."""
+        rows, width = len(mask) * n, mask.shape[1]
+        for filled, pair in zip(states(cache), self.pairs, strict=True):
+            for room, x in zip(pair, filled, strict=True):
+                room[:rows, :, :width] = x.repeat_interleave(n, 0)
+        self.mask[:rows].fill_(False)
+        self.mask[:rows, 0, 0, :width] = mask.repeat_interleave(n, 0)
+        self.positions[:rows, 0] = mask.long().sum(1).repeat_interleave(n, 0)
+
+    def keep(self, index: Tensor, used: int) -> None:
+        """Move the rows of `index` to the front."""
+        count = len(index)
+        for pair in self.pairs:
+            for room in pair:
+                room[:count, :, :used] = room[index, :, :used]
+        self.mask[:count] = self.mask[index]
+        self.positions[:count] = self.positions[index]
+
+    def step(self, rows: int, used: int) -> Tensor:
+        """(rows, V) logits behind the tokens in `ids`, which stand at `place`, the last used."""
+        if not self.replays:
+            return self._forward(rows, used)
+        if rows not in self.graphs:
+            try:
+                self.graphs[rows] = self._captured(rows)
+            except RuntimeError as error:
+                self.replays = False
+                logger.warning("decoding without CUDA graphs: %s", str(error).splitlines()[0])
+                return self._forward(rows, used)
+        graph, logits = self.graphs[rows]
+        graph.replay()
+        return logits
+
+    def _forward(self, rows: int, used: int) -> Tensor:
+        layers: list[Any] = [
+            StaticLayer(k[:rows], v[:rows], self.place, used) for k, v in self.pairs
+        ]
+        return self.policy.next_logits(
+            self.ids[:rows], self.mask[:rows, :, :, :used], self.positions[:rows],
+            Cache(layers=layers),
+        )  # fmt: skip
+
+    def _captured(self, rows: int) -> tuple[Any, Tensor]:
+        """A graph of one step over the whole length. Running a step twice changes nothing."""
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                self._forward(rows, self.length)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits = self._forward(rows, self.length)
+        return graph, logits
+
+
+class Static:
+    """Rows in static buffers."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        ids: Tensor,
+        mask: Tensor,
+        n: int,
+        limit: int,
+        held: StaticBuffers | None,
+    ) -> None:
+        filled = DynamicCache()
+        logits = policy.next_logits(ids, mask, positions(mask), filled)
+        rows, self.used = len(ids) * n, ids.shape[1]
+        if held is None or not held.serves(policy, rows, self.used + limit):
+            held = StaticBuffers(policy, filled, rows, self.used + limit)
+        held.fill(filled, mask, n)
+        self.buffers = held
+        self.logits = logits.repeat_interleave(n, 0)
+        self.rows = torch.arange(rows, device=mask.device)
+
+    def dropped(self, alive: Tensor) -> Tensor | None:
+        replays = self.buffers.replays
+        if float(alive.float().mean()) > (HALVE_BELOW if replays else COMPACT_BELOW):
+            return None
+        index = alive.nonzero().squeeze(-1)
+        if replays:  # finished rows fill up to the number of rows that a graph is there for
+            wanted = len(alive)
+            while (wanted + 1) // 2 >= max(len(index), 1) and wanted > 1:
+                wanted = (wanted + 1) // 2
+            spare = (~alive).nonzero().squeeze(-1)[: wanted - len(index)]
+            index = torch.cat([index, spare])
+        self.buffers.keep(index, self.used)
+        self.rows, self.logits = self.rows[index], self.logits[index]
+        return index
+
+    def advance(self, token: Tensor) -> None:
+        buffers, rows = self.buffers, len(token)
+        buffers.ids[:rows, 0] = token
+        buffers.place.fill_(self.used)
+        buffers.mask[:rows, :, :, self.used] = True
+        self.used += 1
+        self.logits = buffers.step(rows, self.used)
+        buffers.positions[:rows] += 1
+
+
+def states(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values (rows, heads, tokens, d) of each layer."""
+    layers: list[Any] = list(cache.layers)
+    return [(layer.keys, layer.values) for layer in layers]
+
+
+def takes_static(policy: Policy, length: int) -> bool:
+    """Whether every layer of a policy attends to the whole of `length` tokens, by a given mask."""
+    config: Any = policy.lm.config.get_text_config()  # type: ignore[operator, union-attr]
+    fields = config.to_dict()
+    kinds = set(fields.get("layer_types") or ["full_attention"])
+    window = fields.get("sliding_window")
+    slides = kinds != {"full_attention"} or (window is not None and window < length)
+    return not slides and config._attn_implementation in ("sdpa", PACKED)
