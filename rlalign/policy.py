@@ -17,7 +17,7 @@ from transformers import Cache
 
 from rlalign.logprobs import linearised, token_entropy, token_logprobs
 from rlalign.packing import Layout, can_pack, packed_pass
-from rlalign.products import LowWeights, thin_products
+from rlalign.products import DecodeWeights, thin_products
 from rlalign.types import Rollout
 
 # (policy, logits (N, V), hidden (N, H), targets (N,)) -> (N,) tensors by name
@@ -76,7 +76,7 @@ class Policy(nn.Module):
         self.lm = lm
         self.temperature = temperature
         self.autocast_dtype = autocast
-        self._low_weights: LowWeights | None = None  # made when it first decodes
+        self._decode_weights: DecodeWeights | None = None  # made when it first decodes
         hidden_size = self._base(lm).config.get_text_config().hidden_size
         self.value_head = nn.Linear(hidden_size, 1)
         nn.init.normal_(self.value_head.weight, std=1.0 / (hidden_size + 1))
@@ -231,10 +231,9 @@ class Policy(nn.Module):
         lm, was_training = self.lm, self.lm.training
         lm.eval()
         try:
-            if self.autocast_dtype is not None and self._low_weights is None:
-                self._low_weights = LowWeights(lm, self.autocast_dtype)
-            low = nullcontext() if self._low_weights is None else self._low_weights()
-            with torch.no_grad(), low, thin_products(lm):
+            if self._decode_weights is None:
+                self._decode_weights = DecodeWeights(lm, self.autocast_dtype)
+            with torch.no_grad(), self._decode_weights(), thin_products(lm):
                 yield
         finally:
             lm.train(was_training)
@@ -271,7 +270,7 @@ class Policy(nn.Module):
         """A float32 copy for measuring: policy and reference alike, nothing shared."""
         clone = copy.deepcopy(self).float().requires_grad_(False)
         clone._frozen = tuple(frozen.float() for frozen in clone._frozen)
-        clone.autocast_dtype = clone._low_weights = None
+        clone.autocast_dtype = clone._decode_weights = None
         return clone
 
 

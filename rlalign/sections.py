@@ -208,7 +208,7 @@ class OptimSection(Section):
     micro_batch_tokens: Literal["auto"] | Positive = Field(
         "auto",
         description="about how many tokens (rows x the longest row) go through the model at once; "
-        "auto: what keeps their activations to a quarter of a GPU's memory, on a CPU to 750 MB",
+        "auto: what keeps their activations to a quarter of a GPU's memory, on a CPU to 512 MB",
     )
 
 

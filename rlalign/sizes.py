@@ -7,7 +7,7 @@ import torch
 
 # Of the memory that a process may use, what the activations of one micro-batch get.
 SHARE_OF_DEVICE = 0.25
-ON_CPU = 750 * 2**20  # bytes; products of some hundred rows are as quick as those of thousands
+ON_CPU = 512 * 2**20  # bytes; products of some hundred rows are as quick as those of thousands
 FEWEST, MOST = 256, 8192  # tokens
 
 
@@ -53,7 +53,7 @@ def token_budget(
 ) -> int:
     """Tokens of a micro-batch: `wanted`, or for "auto" what keeps its activations small.
 
-    On a GPU a quarter of its memory, on a CPU 750 MB, and between 256 and 8192 tokens.
+    On a GPU a quarter of its memory, on a CPU 512 MB, and between 256 and 8192 tokens.
     """
     if not isinstance(wanted, str):
         return wanted

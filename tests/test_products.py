@@ -10,7 +10,16 @@ from torch import nn
 from torch.testing import assert_close
 
 from rlalign import products
-from rlalign.products import FastLoraLinear, ThinLinear, speed_up_lora, thin_linear, thin_products
+from rlalign.models import build_policy
+from rlalign.products import (
+    DecodeWeights,
+    FastLoraLinear,
+    ThinLinear,
+    speed_up_lora,
+    thin_linear,
+    thin_products,
+)
+from rlalign.sections import LoraSection, ModelSection
 
 
 def adapted(**settings):
@@ -121,26 +130,23 @@ def test_layers_are_thin_inside_and_themselves_again_after_an_error():
     assert {type(m) for m in layers} == {nn.Linear}
 
 
-def test_low_weights_decode_what_autocast_would_and_leave_no_trace(monkeypatch):
+def test_low_weights_decode_what_autocast_would_and_leave_no_trace():
     lm = oracle.language_model()
     policy = builders.Policy(lm, autocast=torch.bfloat16, reference="none")
     before = {name: (p.data_ptr(), p.clone()) for name, p in lm.named_parameters()}
     prompts = builders.prompt_batch(oracle.PROMPTS * 10)
     engine = builders.engine(policy)
     low = engine.generate(prompts, 1, builders.seeded())
-    held = {id(w): copy.data_ptr() for w, copy in policy._low_weights.pairs}
+    held = {id(w) for w in policy._decode_weights.lowering}
     assert len(held) == 7 * 2 + 1  # of each layer, and the head, which is not tied here
     with policy.decoding():
         assert lm.lm_head.weight.dtype == torch.bfloat16
         assert lm.model.embed_tokens.weight.dtype == torch.float32
-        assert lm.lm_head.weight.data_ptr() == held[id(lm.lm_head.weight)]
+        assert id(lm.lm_head.weight) in held
     for name, p in lm.named_parameters():
         assert (p.data_ptr(), p.dtype) == (before[name][0], torch.float32)
         assert torch.equal(p, before[name][1])
-    monkeypatch.setattr(
-        products.LowWeights, "__init__", lambda self, *_: setattr(self, "pairs", [])
-    )
-    policy._low_weights = None
+    policy._decode_weights.lowering.clear()
     plain = engine.generate(prompts, 1, builders.seeded())
     assert low.response_ids.tolist() == plain.response_ids.tolist()
     assert torch.equal(low.logprobs, plain.logprobs)
@@ -148,16 +154,56 @@ def test_low_weights_decode_what_autocast_would_and_leave_no_trace(monkeypatch):
 
 def test_low_weights_follow_the_masters_and_come_back_after_an_error():
     lm = builders.gpt2()
-    tied = products.LowWeights(lm, torch.bfloat16)
-    assert tied.pairs == []  # GPT-2's layers are no nn.Linear, and its head is its embedding
+    tied = DecodeWeights(lm, torch.bfloat16)
+    assert tied.lowering == []  # GPT-2's layers are no nn.Linear, and its head is its embedding
     lm = oracle.language_model()
-    low = products.LowWeights(lm, torch.bfloat16)
+    low = DecodeWeights(lm, torch.bfloat16)
     with torch.no_grad():
         lm.lm_head.weight.fill_(3.0)
     with pytest.raises(RuntimeError, match="inside"), low():
         assert bool((lm.lm_head.weight == 3.0).all())
         raise RuntimeError("inside")
     assert lm.lm_head.weight.dtype == torch.float32
+
+
+def with_adapters(dtype=torch.float32):
+    section = ModelSection(lora=LoraSection(r=2))
+    policy = build_policy(section, 1.0, torch.device("cpu"), oracle.language_model().to(dtype))
+    for name, parameter in policy.trainable().items():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.3)
+    return policy
+
+
+def test_adapters_are_merged_into_copies_while_decoding():
+    policy = with_adapters()
+    base = {n: (p.data_ptr(), p.clone()) for n, p in policy.named_parameters()}
+    prompts = builders.prompt_batch(oracle.PROMPTS * 10)
+    merged = builders.engine(policy).generate(prompts, 1, builders.seeded())
+    layer = policy.lm.base_model.model.model.layers[0].mlp.up_proj
+    with policy.decoding():
+        a, b, scale = layer.adapter()
+        assert_close(layer.base_layer.weight, base_of(layer, base) + scale * b @ a)
+        assert layer.is_merged_copy
+    assert not layer.is_merged_copy
+    for name, p in policy.named_parameters():
+        assert p.data_ptr() == base[name][0] and torch.equal(p, base[name][1])
+    policy._decode_weights.merging.clear()
+    plain = builders.engine(policy).generate(prompts, 1, builders.seeded())
+    assert merged.response_ids.tolist() == plain.response_ids.tolist()
+    assert_close(merged.logprobs, plain.logprobs, rtol=1e-4, atol=1e-5)
+
+
+def base_of(layer, kept):
+    return next(
+        x for n, (_, x) in kept.items() if n.endswith("layers.0.mlp.up_proj.base_layer.weight")
+    )
+
+
+def test_a_bfloat16_base_is_never_merged():
+    policy = with_adapters(torch.bfloat16)
+    with policy.decoding():
+        assert policy._decode_weights.merging == []
 
 
 def test_decoding_is_thin_and_draws_the_same(monkeypatch):
