@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rewards import registry, schema
 from rewards.building import construct
-from rewards.calling import BuiltReward, Columns, Scorer, Value
+from rewards.calling import BuiltReward, Columns, Scorer, Value, is_async
 from rewards.columns import PerPromptReward
 from rewards.combine import Combination
 from rewards.contract import RewardError, Score, Span
@@ -30,6 +30,7 @@ PROBE_TEXTS = (
     " very long" * 500 + ".",
     ' One line.\n\nAnother, with "quotes" and {"a": 1}',
 )
+ELSEWHERE = {"remote.http", "judge.openai"}  # kinds that ask a server
 _NO_COLUMNS: Columns = MappingProxyType({})
 _OF_THE_WHOLE = ("on_error", "error_value", "isolate", "deadline")  # a part's are its combination's
 
@@ -95,6 +96,14 @@ class RewardSet:
     def weights(self) -> tuple[float, ...]:
         """The final ones."""
         return tuple(entry.weight_at(None) for entry in self.entries)
+
+    @property
+    def waits(self) -> bool:
+        """Whether some reward works elsewhere while this process waits for it."""
+        return any(
+            reward.entry.isolate or reward.entry.kind in ELSEWHERE or is_async(reward)
+            for reward in self._rewards
+        )
 
     @property
     def columns(self) -> frozenset[str]:

@@ -3,6 +3,8 @@
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -31,7 +33,8 @@ def score_rollout(
     """Rewards, per-token rewards and the reference's log-probabilities of a rollout.
 
     Weights on a schedule are those of the iteration, the first being 0, or the final ones. `state`
-    is what rewards that are written for TRL get as `trainer_state`.
+    is what rewards that are written for TRL get as `trainer_state`. The reference reads the
+    responses at the same time where the rewards and it do not want the same processor.
     Raises RewardError, naming the reward and the sample, where a reward misbehaves.
     """
     device = rollout.response_ids.device
@@ -39,7 +42,14 @@ def score_rollout(
     logged = Logged()
     handed = context(sampled_ids(rollout), prompts.messages, state or TrainerState(), logged)
     columns = {**prompts.columns, **handed}
-    output = reward_set(list(prompts.texts), list(rollout.texts), columns, iteration)
+    # The rewards stay in the main thread: worker processes end with the thread that started them.
+    overlaps = device.type != "cpu" or reward_set.waits
+    with ThreadPoolExecutor(1) if overlaps else nullcontext() as beside:
+        ahead = (
+            None if beside is None else beside.submit(reference_logprobs, rollout, policy, budget)
+        )
+        output = reward_set(list(prompts.texts), list(rollout.texts), columns, iteration)
+    reference = reference_logprobs(rollout, policy, budget) if ahead is None else ahead.result()
     raw = torch.as_tensor(output.score, dtype=torch.float32)
     finished = rollout.finished.cpu()
     score = potential(raw, finished, section)  # (B,)
@@ -52,7 +62,7 @@ def score_rollout(
         valid=torch.as_tensor(output.valid, dtype=torch.bool, device=device),
         score=score.to(device),
         token_rewards=token_rewards,
-        ref_logprobs=reference_logprobs(rollout, policy, budget),
+        ref_logprobs=reference,
         failures=dict(output.skipped),
         weights=dict(output.weights),
         logged=logged,

@@ -20,7 +20,9 @@ from transformers import (
 from rlalign.algorithms.ppo import PPO, PPORun
 from rlalign.config import from_mapping
 from rlalign.generation import DecodeEngine
+from rlalign.models import build_policy
 from rlalign.policy import Policy
+from rlalign.sections import LoraSection, ModelSection
 from rlalign.session import Session
 from rlalign.trainer import Trainer
 from rlalign.types import PromptBatch, Rollout
@@ -123,6 +125,16 @@ def engine(policy: Policy, **settings: Any) -> DecodeEngine:
     made = DecodeEngine(oracle.tokenizer(), **({"max_new_tokens": 3} | settings))
     made.sync(policy)
     return made
+
+
+def adapted_policy(dtype: torch.dtype = torch.float32) -> Policy:
+    """The oracle's model under LoRA adapters that are not zero."""
+    section = ModelSection(lora=LoraSection(r=2))
+    policy = build_policy(section, 1.0, torch.device("cpu"), oracle.language_model().to(dtype))
+    for name, parameter in policy.trainable().items():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.3)
+    return policy
 
 
 def seeded(seed: int = 0) -> torch.Generator:

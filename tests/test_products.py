@@ -10,7 +10,6 @@ from torch import nn
 from torch.testing import assert_close
 
 from rlalign import products
-from rlalign.models import build_policy
 from rlalign.products import (
     DecodeWeights,
     FastLoraLinear,
@@ -19,7 +18,6 @@ from rlalign.products import (
     thin_linear,
     thin_products,
 )
-from rlalign.sections import LoraSection, ModelSection
 
 
 def adapted(**settings):
@@ -166,17 +164,8 @@ def test_low_weights_follow_the_masters_and_come_back_after_an_error():
     assert lm.lm_head.weight.dtype == torch.float32
 
 
-def with_adapters(dtype=torch.float32):
-    section = ModelSection(lora=LoraSection(r=2))
-    policy = build_policy(section, 1.0, torch.device("cpu"), oracle.language_model().to(dtype))
-    for name, parameter in policy.trainable().items():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.3)
-    return policy
-
-
 def test_adapters_are_merged_into_copies_while_decoding():
-    policy = with_adapters()
+    policy = builders.adapted_policy()
     base = {n: (p.data_ptr(), p.clone()) for n, p in policy.named_parameters()}
     prompts = builders.prompt_batch(oracle.PROMPTS * 10)
     merged = builders.engine(policy).generate(prompts, 1, builders.seeded())
@@ -201,7 +190,7 @@ def base_of(layer, kept):
 
 
 def test_a_bfloat16_base_is_never_merged():
-    policy = with_adapters(torch.bfloat16)
+    policy = builders.adapted_policy(torch.bfloat16)
     with policy.decoding():
         assert policy._decode_weights.merging == []
 

@@ -1,5 +1,9 @@
 """Where a score lands: on which token a span's credit falls, and on which the rest."""
 
+import asyncio
+import threading
+import time
+from contextlib import closing
 from dataclasses import replace
 
 import builders
@@ -9,7 +13,8 @@ import torch
 from torch.testing import assert_close
 
 from rewards.compose import RewardSet
-from rewards.contract import Score, Span
+from rewards.contract import RewardError, Score, Span
+from rlalign import scoring
 from rlalign.offsets import Offsets
 from rlalign.policy import Policy, evaluate_rollout, logprobs_only
 from rlalign.scoring import place_credit, potential, score_given, score_rollout
@@ -215,3 +220,60 @@ def test_the_reference_reads_the_sampled_tokens():
 def test_scores_from_outside_are_checked(scores, message):
     with pytest.raises(ValueError, match=message):
         score_given(ROLLOUT, scores, Policy(oracle.language_model()), 100)
+
+
+def slowly(seconds):
+    """A reward that waits elsewhere, as one that asks a server does."""
+
+    async def waits(prompts, completions, **columns):
+        await asyncio.sleep(seconds)
+        return [float(len(text)) for text in completions]
+
+    return waits
+
+
+def scored_by(functions, policy):
+    rollout = builders.rollout(["b c", "d"], prompts=["a", "b"])
+    with closing(RewardSet([], extra=functions)) as rewards:
+        return score_rollout(rollout, rewards, ScoreSection(), policy, oracle.tokenizer(), 100)
+
+
+def lengths(completions):
+    return [float(len(text)) for text in completions]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_the_reference_reads_while_rewards_wait(waits, monkeypatch):
+    policy = builders.adapted_policy()
+    threads = []
+    read = scoring.reference_logprobs
+
+    def slow(*given):
+        threads.append(threading.current_thread())
+        time.sleep(0.4)
+        return read(*given)
+
+    monkeypatch.setattr(scoring, "reference_logprobs", slow)
+    start = time.perf_counter()
+    found = scored_by([slowly(0.4) if waits else lengths], policy)
+    seconds = time.perf_counter() - start
+    assert (threads[0] is threading.main_thread()) != waits
+    assert not waits or seconds < 0.75
+    monkeypatch.undo()
+    alone = scored_by([lengths], policy)
+    assert torch.equal(found.ref_logprobs, alone.ref_logprobs)
+    assert torch.equal(found.score, alone.score)
+
+
+def test_a_reward_that_fails_beside_the_reference_is_named_and_the_policy_left_whole():
+    policy = builders.adapted_policy()
+    rollout = builders.rollout(["b c"], prompts=["a"])
+    before = evaluate_rollout(policy, rollout, logprobs_only, 100)["logprobs"]
+
+    async def fails(prompts, completions, **columns):
+        await asyncio.sleep(0.01)
+        raise ValueError("out of order")
+
+    with pytest.raises(RewardError, match="out of order"):
+        scored_by([fails], policy)
+    assert torch.equal(evaluate_rollout(policy, rollout, logprobs_only, 100)["logprobs"], before)
