@@ -5,22 +5,14 @@ are two trainers) or a patch that is on while the arm is timed (then both share 
 the same responses, and the first round of each is not counted.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
-import torch
-from torch import Tensor
-
-from benchmarks import ours
+from benchmarks import ours, patches
 from benchmarks.settings import Setting
 from benchmarks.worker import Recorder, now
-from rlalign import policy as policy_module
-from rlalign import trainer as trainer_module
-from rlalign.generation import caches
-from rlalign.policy import Policy, TokenFn, positions, scatter
 from rlalign.trainer import Trainer
 from rlalign.types import Rollout
 
@@ -87,128 +79,61 @@ def timed(trainer: Trainer, arm: Arm, phase: str, setting: Setting, i: int) -> f
         return now() - start
 
 
-# -- the patches -----------------------------------------------------------------------------------
-
-
-@contextmanager
-def keep_finished_rows(trainer: Trainer) -> Iterator[None]:
-    with mock.patch.object(caches, "COMPACT_BELOW", -1.0):
-        yield
-
-
-def draw_multinomial(trainer: Trainer, setting: Setting) -> Rollout:
-    """Responses drawn by torch.multinomial, which is what `generate` of transformers does."""
-
-    def sample(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        logprobs = logits.float().log_softmax(-1)
-        ids = torch.multinomial(logprobs.exp(), 1)  # (B, 1)
-        return ids.squeeze(-1), logprobs.gather(-1, ids).squeeze(-1)
-
-    return ours.generate(trainer, setting, sample)
-
-
-def draw_in_groups(trainer: Trainer, setting: Setting) -> Rollout:
-    """`generations` responses a prompt, from one pass over the prompt."""
-    session = trainer.session
-    prompts = session.prompt_batch(trainer.iteration)
-    few = prompts.rows(torch.arange(setting.samples // setting.generations))
-    session.engine.sync(session.policy)
-    generator = session.generator("generate", trainer.iteration)
-    return session.engine.generate(few, setting.generations, generator)
-
-
-def draw_each(trainer: Trainer, setting: Setting) -> Rollout:
-    """The same responses, from a pass over every copy of a prompt."""
-    session = trainer.session
-    prompts = session.prompt_batch(trainer.iteration)
-    index = torch.arange(setting.samples // setting.generations)
-    session.engine.sync(session.policy)
-    generator = session.generator("generate", trainer.iteration)
-    copies = prompts.rows(index.repeat_interleave(setting.generations))
-    return session.engine.generate(copies, 1, generator)
-
-
-@contextmanager
-def logits_everywhere(trainer: Trainer) -> Iterator[None]:
-    """A policy that makes the logits of prompts and padding, too."""
-
-    def forward(
-        self: Policy,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        response_ids: Tensor,
-        response_mask: Tensor,
-        token_fn: TokenFn = policy_module.all_outputs,
-    ) -> dict[str, Tensor]:
-        ids = torch.cat([prompt_ids, response_ids], 1)  # (B, P + T)
-        mask = torch.cat([prompt_mask, response_mask], 1)
-        start = prompt_ids.shape[1] - 1
-        with self.autocast():
-            base = self._base(self.lm)
-            hidden = base.base_model(
-                input_ids=ids, attention_mask=mask.long(), position_ids=positions(mask)
-            )[0]
-            logits = base.get_output_embeddings()(hidden)  # (B, P + T, V)
-            logits, hidden = (x[:, start:-1][response_mask] for x in (logits, hidden))
-            outputs = token_fn(self, logits, hidden, response_ids[response_mask])
-        return {name: scatter(x, response_mask) for name, x in outputs.items()}
-
-    with mock.patch.object(Policy, "forward", forward):
-        yield
-
-
-@contextmanager
-def micro_batches_at_random(trainer: Trainer) -> Iterator[None]:
-    """Micro-batches of the same number of rows, in any order, padded to the longest."""
-
-    def split(lengths: Tensor, budget: int) -> list[Tensor]:
-        rows = max(budget // int(lengths.amax()), 1)
-        order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0))
-        return list(order.to(lengths.device).split(rows))
-
-    with ExitStack() as stack:
-        for module in (policy_module, trainer_module):
-            stack.enter_context(mock.patch.object(module, "micro_batches", split))
-        yield
-
-
-@contextmanager
-def plain_adamw(trainer: Trainer) -> Iterator[None]:
-    """The same optimiser, one parameter and operation at a time."""
-    groups = trainer.optimizer.param_groups
-    were = [group["fused"] for group in groups]
-    for group in groups:
-        group.update(fused=False, foreach=False)
-    try:
-        yield
-    finally:
-        for group, was in zip(groups, were, strict=True):
-            group["fused"] = was
-
-
 TECHNIQUES: dict[str, Technique] = {
     "compaction": Technique(
         "ended rows leave the decode batch",
         "generation",
-        off=Arm(patch=keep_finished_rows),
+        off=Arm(patch=patches.keep_finished_rows),
         setting={"regime": "mixed", "response_length": 64},
     ),
     "inverse_cdf": Technique(
         "inverse CDF in place of torch.multinomial",
         "generation",
-        off=Arm(draw=draw_multinomial),
+        off=Arm(draw=patches.draw_multinomial),
     ),
     "shared_prompt": Technique(
         "one pass over a prompt for its samples",
         "generation",
-        on=Arm(draw=draw_in_groups),
-        off=Arm(draw=draw_each),
+        on=Arm(draw=patches.draw_in_groups),
+        off=Arm(draw=patches.draw_each),
         setting={"prompt_length": 64, "generations": 8, "response_length": 8, "regime": "mixed"},
+    ),
+    "thin_products": Technique(
+        "W @ x.T where few rows meet a CPU",
+        "generation",
+        off=Arm(patch=patches.wide_products),
+    ),
+    "merged_copies": Technique(
+        "adapters merged into copies while decoding",
+        "generation",
+        off=Arm(patch=patches.adapters_apart),
+    ),
+    "static_caches": Technique(
+        "caches written in place",
+        "generation",
+        on=Arm(overrides={"sampling.engine": "static"}),
+        off=Arm(overrides={"sampling.engine": "decode"}),
+    ),
+    "packing": Technique(
+        "passes without padding",
+        "learning",
+        off=Arm(patch=patches.padded_passes),
+        setting={"regime": "mixed", "response_length": 64},
+    ),
+    "chunked_logits": Technique(
+        "logits in chunks, their gradient kept",
+        "learning",
+        off=Arm(patch=patches.whole_logits),
+    ),
+    "lora_product": Technique(
+        "LoRA by two additions in place",
+        "learning",
+        off=Arm(patch=patches.pefts_product),
     ),
     "response_logits": Technique(
         "logits of response tokens alone",
         "learning",
-        off=Arm(patch=logits_everywhere),
+        off=Arm(patch=patches.logits_everywhere),
         setting={"prompt_length": 32},
     ),
     "sorted_micro_batches": Technique(
@@ -216,13 +141,13 @@ TECHNIQUES: dict[str, Technique] = {
         "learning",
         # About a quarter of the rows at a time, so that there is an order to choose.
         on=Arm(overrides={"optim.micro_batch_tokens": 512}),
-        off=Arm(micro_batches_at_random, {"optim.micro_batch_tokens": 512}),
+        off=Arm(patches.micro_batches_at_random, {"optim.micro_batch_tokens": 512}),
         setting={"regime": "mixed", "response_length": 64},
     ),
     "fused_adamw": Technique(
         "AdamW in one kernel (full fine-tune)",
         "learning",
-        off=Arm(patch=plain_adamw),
+        off=Arm(patch=patches.plain_adamw),
         setting={"lora": None, "samples": 8, "response_length": 16},
     ),
     "bfloat16": Technique(
