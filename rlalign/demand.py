@@ -78,7 +78,8 @@ def demand(config: PPORun, processes: int) -> Demand:
     memory = Estimate([*[p for p in held if p.bytes], *of_lm.held], of_lm.phases)
     loading = Part("weights on their way", total(of_lm.held[:2]), "loaded here first")
     host = [] if on_cpu else [base, loading]
-    findings += [*memory_findings(memory, host, processes), *disk_findings(config, size)]
+    findings += memory_findings(memory, host, processes, levers(config))
+    findings += disk_findings(config, size)
     return Demand(device, work, memory, host, facts, findings)
 
 
@@ -170,6 +171,10 @@ def local_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     is_embedded = embedded.is_embedded(model.name)
     source = str(embedded.path(model.name) if is_embedded else Path(model.name).expanduser())
     options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    folder = Path(source)
+    # transformers makes an empty tokenizer of some families from their config.json alone.
+    if folder.is_dir() and not [*folder.glob("tokenizer*"), *folder.glob("vocab*")]:
+        raise ConfigError(f"model.name={model.name}: the directory has no tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, **options)
     except (OSError, ValueError) as error:
@@ -238,27 +243,35 @@ def lacking(config: PPORun, loaded: Sequence[str]) -> list[Finding]:
 # -- what does not fit -----------------------------------------------------------------------------
 
 
-def memory_findings(memory: Estimate, host: Sequence[Part], processes: int) -> list[Finding]:
+def levers(config: PPORun) -> str:
+    """The settings that this run can still take memory back by, the cheapest first."""
+    is_copied = config.eval.every and config.eval.dtype == "float32"
+    settings = ["eval.dtype=train"] if is_copied else []
+    settings += ["model.lora={r: 16}"] if config.model.lora is None else []
+    settings += ["a smaller optim.micro_batch_tokens", "a smaller sampling.batch_size"]
+    settings += [] if config.model.gradient_checkpointing else ["model.gradient_checkpointing=true"]
+    return f"in this order: {', '.join(settings)}; docs/doctor.md says what each costs"
+
+
+def memory_findings(
+    memory: Estimate, host: Sequence[Part], processes: int, fix: str
+) -> list[Finding]:
     """Whether the peak fits the memory that is free; processes of a machine share its RAM."""
     free, where = available_memory().available, "memory"
     findings = []
     if host:
-        findings += shortage(processes * total(host), free, where, "host memory while loading")
+        findings += shortage(processes * total(host), free, where, "while loading", fix)
         free, where = min(map(free_of_gpu, range(torch.cuda.device_count()))), "GPU memory"
         processes = 1  # each has its own
-    return findings + shortage(processes * memory.peak, free, where, f"phase: {memory.worst}")
+    return findings + shortage(processes * memory.peak, free, where, f"phase: {memory.worst}", fix)
 
 
 def free_of_gpu(index: int) -> int:
     return int(torch.cuda.mem_get_info(index)[0])
 
 
-def shortage(needed: int, free: int, where: str, why: str) -> list[Finding]:
+def shortage(needed: int, free: int, where: str, why: str, fix: str) -> list[Finding]:
     says = f"it needs about {needed / GIB:.1f} GiB of {where} ({why}), and {free / GIB:.1f} is free"
-    fix = (
-        "in this order: eval.dtype=train, model.lora, optim.micro_batch_tokens, "
-        "sampling.batch_size, model.gradient_checkpointing (docs/doctor.md says what each costs)"
-    )
     if needed > free:
         return [Finding(says, fix, 4)]
     return [Finding(f"{says}: little is left for others", fix)] if needed > ROOMY * free else []
