@@ -116,6 +116,25 @@ def evaluate(
 
 
 @app.command(
+    context_settings=PASS_ON,
+    epilog="Example: rlalign doctor --config experiments/quickstart.yaml --model.lora=null",
+)
+def doctor(
+    context: typer.Context,
+    no_probe: Annotated[
+        bool, typer.Option("--no-probe", help="Load nothing and leave the seconds out.")
+    ] = False,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that the launcher will start.")
+    ] = 1,
+) -> None:
+    """Whether a run can start here, what memory and time it takes, and what to change."""
+    from rlalign.doctor import main as run
+
+    raise typer.Exit(run(context.args, not no_probe, processes))
+
+
+@app.command(
     name="config",
     context_settings=PASS_ON,
     epilog="Example: rlalign config --config experiments/quickstart.yaml --kl.coef=0.2",

@@ -146,8 +146,7 @@ class Session:
         return {**prompts.columns, **handed}
 
     def _longest_prompt(self, lm: nn.Module | None) -> int | None:
-        """Most tokens that a prompt may have: what the context leaves beside the response."""
-        model, wanted = self.config.model, self.config.sampling.max_new_tokens
+        model = self.config.model
         config = (
             AutoConfig.from_pretrained(
                 locate(model), revision=model.revision, trust_remote_code=model.trust_remote_code
@@ -155,19 +154,7 @@ class Session:
             if lm is None
             else lm.config
         )
-        fields = vars(config.get_text_config())  # type: ignore[union-attr, operator]
-        context: int | None = fields.get("max_position_embeddings") or fields.get("n_positions")
-        served = self.config.vllm.max_model_length
-        if self.config.sampling.engine == "vllm" and served is not None:
-            context = min(context or served, served)
-        if context is None:
-            return self.config.prompts.max_length
-        if wanted >= context:
-            raise ConfigError(
-                f"sampling.max_new_tokens={wanted} leaves no room for a prompt in the model's "
-                f"context of {context} tokens"
-            )
-        return min(context - wanted, self.config.prompts.max_length or context)
+        return longest_prompt(self.config, config)
 
     def encode(self, prompts: Sequence[str | Mapping[str, Any]]) -> PromptBatch:
         """Prompts from outside the run's data as a batch."""
@@ -213,6 +200,24 @@ class Session:
         share = count // self.ranks.size
         mine = chosen[self.ranks.rank * share : (self.ranks.rank + 1) * share]
         return self.prompts.batch(mine, self.ranks.device)
+
+
+def longest_prompt(config: RunConfig, of_model: Any) -> int | None:
+    """Most tokens that a prompt may have: what the model's context leaves beside the response."""
+    wanted, most = config.sampling.max_new_tokens, config.prompts.max_length
+    fields = vars(of_model.get_text_config())
+    context: int | None = fields.get("max_position_embeddings") or fields.get("n_positions")
+    served = config.vllm.max_model_length
+    if config.sampling.engine == "vllm" and served is not None:
+        context = min(context or served, served)
+    if context is None:
+        return most
+    if wanted >= context:
+        raise ConfigError(
+            f"sampling.max_new_tokens={wanted} leaves no room for a prompt in the model's "
+            f"context of {context} tokens"
+        )
+    return min(context - wanted, most or context)
 
 
 def check_columns(

@@ -30,7 +30,7 @@ def stderr_of(capsys) -> list[str]:
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["ppo"], ["eval"], ["config"], ["rewards"], ["rewards", "list"], ["rewards", "show"], ["rewards", "probe"],
+    [[], ["ppo"], ["eval"], ["config"], ["doctor"], ["rewards"], ["rewards", "list"], ["rewards", "show"], ["rewards", "probe"],
      ["rewards", "test"], ["rewards", "bench"]],
 )  # fmt: skip
 def test_every_help_text_has_an_example(command, capsys):

