@@ -99,11 +99,8 @@ class RewardSet:
 
     @property
     def waits(self) -> bool:
-        """Whether some reward works elsewhere while this process waits for it."""
-        return any(
-            reward.entry.isolate or reward.entry.kind in ELSEWHERE or is_async(reward)
-            for reward in self._rewards
-        )
+        """Whether this process waits for some reward, and this machine's processor with it."""
+        return any(reward.entry.kind in ELSEWHERE or is_async(reward) for reward in self._rewards)
 
     @property
     def columns(self) -> frozenset[str]:

@@ -62,7 +62,9 @@ def demand(config: PPORun, processes: int) -> Demand:
     dtype = compute_dtype(config.model, device)
     size = Size.of(of_model, config.model)
     work = work_of(config, of_model, device, dtype, tokens, processes)
-    of_lm = estimate(size, work, config.model, dtype, device.type, config.eval.dtype)
+    of_lm = estimate(
+        size, work, config.model, dtype, device.type, config.eval.dtype, config.sampling.engine
+    )
     base = Part("Python and libraries", resident(), "measured here, with those of the rewards")
     rewards = Part("rewards' models", sum(map(weight_of, loaded)), ", ".join(sorted(loaded)))
     findings += more
@@ -74,13 +76,21 @@ def demand(config: PPORun, processes: int) -> Demand:
         "a micro-batch": f"{work.budget} tokens at most",
     }
     on_cpu = device.type == "cpu"
-    held = [base, rewards] if on_cpu else [rewards]
+    held = [base, rewards] if on_cpu else [rewards, share_of_vllm(config)]
     memory = Estimate([*[p for p in held if p.bytes], *of_lm.held], of_lm.phases)
     loading = Part("weights on their way", total(of_lm.held[:2]), "loaded here first")
     host = [] if on_cpu else [base, loading]
     findings += memory_findings(memory, host, processes, levers(config))
     findings += disk_findings(config, size)
     return Demand(device, work, memory, host, facts, findings)
+
+
+def share_of_vllm(config: PPORun) -> Part:
+    """The memory of a GPU that a vLLM on it takes for itself."""
+    is_there = config.sampling.engine == "vllm" and config.vllm.mode == "colocate"
+    share = config.vllm.gpu_memory_utilization if is_there else 0.0
+    sizes = [torch.cuda.mem_get_info(i)[1] for i in range(torch.cuda.device_count())]
+    return Part("vLLM", round(share * min(sizes)), f"vllm.gpu_memory_utilization={share:g}")
 
 
 def work_of(

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +16,7 @@ from rlalign.config import ConfigError, load_config
 from rlalign.demand import Demand, demand
 from rlalign.estimate import Part, total
 from rlalign.exits import run_safely
+from rlalign.generation import check_engine
 from rlalign.machine import Facts, Finding, look
 from rlalign.probe_time import Seconds, evaluations, probe
 from rlalign.ranks import allowed_cores
@@ -71,6 +73,8 @@ def read(argv: Sequence[str], processes: int) -> PPORun:
     PPO(config)
     check_samples(config, processes)
     check_run(config.run)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_engine(config, device, processes)
     RewardSet(parse_entries(config.rewards)).close()
     return config
 
@@ -170,7 +174,8 @@ def show_seconds(console: Console, config: PPORun, seconds: Seconds) -> None:
         if seconds.was_cut
         else ("the trial's own; they change as the model learns")
     )
-    table.add_row("generate", f"{seconds.generate:.1f}", f"{length}: {how}")
+    by = "; by the decode loop: vLLM is not tried" if config.sampling.engine == "vllm" else ""
+    table.add_row("generate", f"{seconds.generate:.1f}", f"{length}: {how}{by}")
     scored = f"rewards {seconds.rewards:.1f}, reference {seconds.reference:.1f}"
     table.add_row("score", f"{seconds.score:.1f}", scored)
     table.add_row("prepare", f"{seconds.prepare:.1f}", "log-probabilities and values before it")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners.lora import Linear
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -21,6 +22,7 @@ FLOAT32 = 4  # bytes
 # float32 tensors of a chunk of logits at once: the logits, and what log-probability, entropy and
 # their gradient make of them. Of a decoding step: the logits and their cumulative probabilities.
 COPIES_OF_CHUNK, COPIES_OF_STEP = 5, 3
+CACHE, COPIES = "key-value cache", "weights for decoding"
 CUDA_CONTEXT = 500 * 2**20  # kernels and handles, by order of magnitude
 
 
@@ -32,11 +34,8 @@ class Size:
     weights: int  # a tied one counts once
     embedding: int  # those of the output embedding
     adapters: int  # 0 where every weight learns
-
-    @property
-    def layers_alone(self) -> int:
-        """The weights of which a decoding copy is made: all but the embedding, nearly."""
-        return self.weights - self.embedding
+    linear: int  # those of linear layers, one that is tied to an embedding included
+    adapted: int  # those of layers with an adapter
 
     @classmethod
     def of(cls, config: Any, model: ModelSection) -> "Size":
@@ -44,9 +43,13 @@ class Size:
         with torch.device("meta"):
             lm = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
             head = lm.get_output_embeddings()
-            weights = count(lm)
-            adapters = 0 if model.lora is None else count(add_lora(lm, model.lora)) - weights
-        return cls(Shape.of(config), weights, count(head), adapters)
+            weights, adapters, adapted = count(lm), 0, 0
+            linear = sum(m.weight.numel() for m in lm.modules() if type(m) is nn.Linear)
+            if model.lora is not None:
+                lm = add_lora(lm, model.lora)
+                adapters = count(lm) - weights
+                adapted = sum(count(m.base_layer) for m in lm.modules() if isinstance(m, Linear))
+        return cls(Shape.of(config), weights, count(head), adapters, linear, adapted)
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,17 @@ class Estimate:
 
 
 def estimate(
-    size: Size, work: Work, model: ModelSection, dtype: torch.dtype, device: str, eval_dtype: str
+    size: Size,
+    work: Work,
+    model: ModelSection,
+    dtype: torch.dtype,
+    device: str,
+    eval_dtype: str,
+    engine: str = "decode",
 ) -> Estimate:
-    """The model's share of a process: the caller adds the interpreter and the rewards.
+    """The model's share of a process: the caller adds the interpreter, the rewards and vLLM.
 
-    `dtype` is the compute precision, `device` cpu or cuda, `eval_dtype` the setting.
+    `dtype` is the compute precision, `device` cpu or cuda, `eval_dtype` and `engine` the settings.
     """
     learns_whole = model.lora is None
     trained = size.weights if learns_whole else size.adapters
@@ -111,10 +120,17 @@ def estimate(
     if device == "cuda":
         held.append(Part("CUDA context", CUDA_CONTEXT))
     chunk = _chunk(size, work, device)
+    generate = _decoding(size, work.decoded, work, itemsize, learns_whole)
+    if engine == "vllm":
+        pushed = 0 if learns_whole else round(size.adapted * width)
+        generate = [Part("copies for a push", pushed, "adapters merged, for vLLM")]
+    stays = {CACHE} if engine == "static" else set()
+    stays |= {COPIES} if device == "cuda" else set()
+    held += [part for part in generate if part.name in stays]
     return Estimate(
         held,
         {
-            "generate": _decoding(size, work.decoded, work, itemsize, learns_whole),
+            "generate": [part for part in generate if part.name not in stays],
             "score, prepare": [_forward(size.shape, work, itemsize), chunk],
             "update": _update(size, work, model, itemsize, chunk, learns_whole),
             "evaluate": _evaluation(size, work, itemsize, chunk, learns_whole, eval_dtype),
@@ -164,13 +180,13 @@ def _decoding(size: Size, rows: int, work: Work, itemsize: int, learns_whole: bo
     cache = rows * work.width * shape.key_values * (shape.layers + 1) * itemsize
     logits = COPIES_OF_STEP * FLOAT32 * rows * shape.vocabulary
     parts = [
-        Part("key-value cache", cache, f"{rows} responses of {work.width} tokens"),
+        Part(CACHE, cache, f"{rows} responses of {work.width} tokens"),
         Part("logits of a step", logits, f"{rows} x {shape.vocabulary}, float32"),
     ]
     if learns_whole and itemsize < FLOAT32:
-        parts.append(Part("weights for decoding", itemsize * size.layers_alone, "lower precision"))
+        parts.append(Part(COPIES, itemsize * size.linear, "lower precision"))
     elif not learns_whole and itemsize == FLOAT32:
-        parts.append(Part("weights for decoding", FLOAT32 * size.layers_alone, "adapters merged"))
+        parts.append(Part(COPIES, FLOAT32 * size.adapted, "adapters merged"))
     return parts
 
 

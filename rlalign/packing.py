@@ -5,6 +5,7 @@ model one row of N real tokens, and attention alone sees the sequences apart: it
 out as (B, L), right-padded, where plain causal attention needs no mask at all.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,19 +98,41 @@ def can_pack(lm: Any, trunk: nn.Module) -> bool:
 @torch.no_grad()
 def _agrees(lm: Any, trunk: nn.Module) -> bool:
     device = next(trunk.parameters()).device
-    vocabulary = lm.config.get_text_config().vocab_size
-    ids = torch.arange(1, 10, device=device).view(1, 9) % vocabulary
+    config = lm.config.get_text_config()
+    ids = torch.arange(1, 10, device=device).view(1, 9) % config.vocab_size
     mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]], dtype=torch.bool, device=device)
+    places = torch.cat([positions_of(4, device), positions_of(5, device)], 1)
     first, second = ids[:, :4], ids[:, 4:]
+    windows: list[int | None] = []
+
+    def noting(*args: Any, **settings: Any) -> tuple[Tensor, None]:
+        windows.append(settings.get("sliding_window"))
+        return packed_attention(*args, **settings)
+
+    AttentionInterface.register(NAME, noting)
     try:
-        together = packed_pass(trunk, ids, torch.cat([positions_of(4, device),
-                               positions_of(5, device)], 1), Layout.of(mask))  # fmt: skip
-    except (TypeError, ValueError, RuntimeError, KeyError):
-        return False  # a model that takes no such argument, or cannot work on it
+        together = packed_pass(trunk, ids, places, Layout.of(mask))
+    except Exception:  # a model that takes no such argument, or cannot work on it, in its own words
+        return False
+    finally:
+        AttentionInterface.register(NAME, packed_attention)
+    if Counter(windows) != Counter(_windows(config)):
+        return False  # a window that only a mask would hold
     apart = torch.cat([trunk(input_ids=x, use_cache=False)[0] for x in (first, second)], 1)
     # A sequence that saw its neighbour is off by some tenths; rounding in bfloat16 by hundredths.
     error = (together.float() - apart.float()).abs().amax() / apart.float().abs().amax()
     return bool(error < (1e-4 if apart.dtype == torch.float32 else 3e-2))
+
+
+def _windows(config: Any) -> list[int | None]:
+    """The window of each layer's attention as a configuration states it; None: the whole text."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        kinds = ["full_attention" if window is None else "sliding_attention"]
+        kinds = kinds * config.num_hidden_layers
+    other = {"full_attention": None, "sliding_attention": window}
+    return [other.get(kind, -1) for kind in kinds]  # -1: a kind that no call states
 
 
 def positions_of(length: int, device: torch.device) -> Tensor:

@@ -76,11 +76,12 @@ class Policy(nn.Module):
         self.lm = lm
         self.temperature = temperature
         self.autocast_dtype = autocast
-        self._decode_weights: DecodeWeights | None = None  # made when it first decodes
+        self._decode_weights = DecodeWeights()
         hidden_size = self._base(lm).config.get_text_config().hidden_size
         self.value_head = nn.Linear(hidden_size, 1)
         nn.init.normal_(self.value_head.weight, std=1.0 / (hidden_size + 1))
         nn.init.zeros_(self.value_head.bias)
+        self.reads_reference = False  # inside `reference`
         self.packs = can_pack(self._base(lm), self._trunk(lm))
         self.uses_adapter = reference == "adapter"
         # In a tuple, so that it is neither a submodule nor in the state dict nor moved by DDP.
@@ -88,7 +89,7 @@ class Policy(nn.Module):
         if reference == "copy":
             frozen = copy.deepcopy(lm).requires_grad_(False).eval()
             self._frozen = (frozen,)
-        self._takes_positions = (
+        self.takes_positions = (
             "position_ids" in inspect.signature(self._trunk(lm).forward).parameters
         )
         self._head_is_plain = self._check_head()
@@ -166,7 +167,7 @@ class Policy(nn.Module):
             row = packed_pass(trunk, ids[mask].unsqueeze(0), place[mask].unsqueeze(0), layout)
             return row[0][predicts[mask]], None
         inputs = {"input_ids": ids, "attention_mask": mask.long(), "use_cache": False}
-        if self._takes_positions:
+        if self.takes_positions:
             inputs["position_ids"] = place
         if self._head_is_plain:
             return trunk(**inputs)[0][predicts], None
@@ -212,7 +213,7 @@ class Policy(nn.Module):
         """
         mask = mask if mask.dim() == 4 else mask.long()
         inputs = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
-        if self._takes_positions:
+        if self.takes_positions:
             inputs["position_ids"] = position_ids
         with self.autocast():
             if self._head_is_plain:
@@ -231,9 +232,8 @@ class Policy(nn.Module):
         lm, was_training = self.lm, self.lm.training
         lm.eval()
         try:
-            if self._decode_weights is None:
-                self._decode_weights = DecodeWeights(lm, self.autocast_dtype)
-            with torch.no_grad(), self._decode_weights(), thin_products(lm):
+            weights = self._decode_weights(lm, self.autocast_dtype)
+            with torch.no_grad(), weights, thin_products(lm):
                 yield
         finally:
             lm.train(was_training)
@@ -243,19 +243,17 @@ class Policy(nn.Module):
     @contextmanager
     def reference(self) -> Iterator["Policy"]:
         """The same policy reading the reference's weights; gradients are off inside."""
-        with torch.no_grad():
-            if self.uses_adapter:
-                with self.lm.disable_adapter():  # type: ignore[operator]
-                    yield self
-                return
-            if not self._frozen:
-                raise RuntimeError("this policy was built without a reference")
-            own = self.lm
-            self.lm = self._frozen[0]
+        if not (self.uses_adapter or self._frozen):
+            raise RuntimeError("this policy was built without a reference")
+        own = self.lm
+        off: Any = self.lm.disable_adapter() if self.uses_adapter else nullcontext()  # type: ignore[operator]
+        with torch.no_grad(), off:
+            self.lm = own if self.uses_adapter else self._frozen[0]
+            self.reads_reference = True
             try:
                 yield self
             finally:
-                self.lm = own
+                self.lm, self.reads_reference = own, False
 
     def place_reference(self, device: torch.device) -> None:
         for frozen in self._frozen:
@@ -270,7 +268,7 @@ class Policy(nn.Module):
         """A float32 copy for measuring: policy and reference alike, nothing shared."""
         clone = copy.deepcopy(self).float().requires_grad_(False)
         clone._frozen = tuple(frozen.float() for frozen in clone._frozen)
-        clone.autocast_dtype = clone._decode_weights = None
+        clone.autocast_dtype = None
         return clone
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rewards.trl_style import Logged, context
 from rlalign.algorithms.ppo import PPO, PPORun
-from rlalign.generation import sample_inverse_cdf
+from rlalign.generation import decode_engine, sample_inverse_cdf
 from rlalign.policy import micro_batches
 from rlalign.scoring import sampled_ids, score_given
 from rlalign.session import Session
@@ -109,7 +109,9 @@ def write(session: Session, prompts: int) -> tuple[Rollout, float, bool]:
 
     Cut ones are filled up to the limit, so that later passes have their whole length.
     """
-    sampling, engine = session.config.sampling, session.engine
+    sampling = session.config.sampling
+    engine = decode_engine(sampling, session.tokenizer)  # vLLM would have to start first
+    engine.sync(session.policy)
     batch = session.prompt_batch(0)
     batch = batch.rows(torch.arange(min(prompts, len(batch)), device=batch.prompt_ids.device))
     n, eos_id = sampling.samples_per_prompt, int(session.tokenizer.eos_token_id)

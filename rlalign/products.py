@@ -32,7 +32,7 @@ class LoraProduct(torch.autograd.Function):
         low = rows @ a.t()  # (N, r)
         ctx.save_for_backward(rows, low, weight, a, b)
         out = thin_linear(rows, weight, bias).addmm_(low, b.t(), alpha=scale)
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], out.shape[-1])
 
     @staticmethod
     @once_differentiable
@@ -44,7 +44,7 @@ class LoraProduct(torch.autograd.Function):
         of_b = (grads.t() @ low).mul_(ctx.scale).to(ctx.of_b)
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = (grads @ weight).addmm_(of_low, a).view(*grad.shape[:-1], -1)
+            of_x = (grads @ weight).addmm_(of_low, a).view(*grad.shape[:-1], a.shape[-1])
         return of_x, None, None, of_a, of_b, None
 
 
@@ -114,7 +114,8 @@ class ThinLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        return thin_linear(rows, self.weight, self.bias).view(*x.shape[:-1], -1)
+        out = thin_linear(rows, self.weight, self.bias)
+        return out.view(*x.shape[:-1], out.shape[-1])
 
 
 def thin_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -127,52 +128,73 @@ def thin_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class DecodeWeights:
-    """Weights for decoding, made anew for each rollout.
+    """Weights for decoding, made anew each time they are asked for.
 
-    - Under autocast, copies in its precision of the weights that learn in float32. Autocast would
-      cast them all at each token, which is twice the traffic of reading them; the products are the
-      same to the bit. A weight that is an embedding too stays as it is: look-ups are in float32.
-    - In float32, adapters merged into copies of their base, which saves three products a layer.
-      The base itself is never touched, so the reference stays as it is to the bit. In bfloat16 a
-      merged weight would be rounded, and another distribution sampled.
+    - Under autocast, copies in its precision of the linear layers' weights that are float32.
+      Autocast would cast them all at each token, which is twice the traffic of reading them; the
+      products are the same to the bit.
+    - In float32, adapters merged into copies of their base, which saves three products a layer and
+      moves the log-probabilities by their last bits. In bfloat16 a merged weight would be rounded,
+      and another distribution sampled.
+
+    A layer is handed a parameter of its own for as long as it decodes. The one that learns is not
+    touched: whoever shares it or waits for its gradient (a tied embedding, DDP) sees no change, and
+    the reference stays as it is to the bit.
     """
 
-    def __init__(self, lm: nn.Module, autocast: torch.dtype | None) -> None:
-        self.autocast = autocast
-        self.merging: list[FastLoraLinear] = []
-        self.lowering: list[Tensor] = []
-        if autocast is None:
-            self.merging = [m for m in lm.modules() if type(m) is FastLoraLinear and m.can_merge()]
-        else:
-            tied = {id(m.weight) for m in lm.modules() if isinstance(m, nn.Embedding)}
-            weights: list[Any] = [m.weight for m in lm.modules() if type(m) is nn.Linear]
-            self.lowering = [w for w in weights if w.dtype == torch.float32 and id(w) not in tied]
-        # On a GPU they keep their place from one rollout to the next: graphs hold on to it.
-        self.kept: dict[int, Tensor] = {}
+    def __init__(self) -> None:
+        # On a GPU copies keep their place from one rollout to the next: graphs hold on to it.
+        self._kept: dict[tuple[nn.Module, torch.dtype], nn.Parameter] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DecodeWeights":
+        return DecodeWeights()  # a copied model makes copies of its own
 
     @contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Inside, the layers hold the weights for decoding; what learns is put back afterwards."""
-        bases: list[Any] = [m.base_layer for m in self.merging]
-        weights: list[Tensor] = [*self.lowering, *(base.weight for base in bases)]
-        masters = [w.data for w in weights]
+    def __call__(self, lm: nn.Module, autocast: torch.dtype | None) -> Iterator[None]:
+        """Inside, the layers of `lm` hold the weights for decoding."""
+        masters: list[tuple[nn.Module, nn.Parameter]] = []
+        merged: list[FastLoraLinear] = []
+
+        def hand(layer: nn.Module, copied: nn.Parameter) -> None:
+            masters.append((layer, layer._parameters["weight"]))  # type: ignore[arg-type]
+            layer._parameters["weight"] = copied
+
         try:
-            for w in self.lowering:
-                w.data = self._room(w, self.autocast).copy_(w.data)
-            for layer, base in zip(self.merging, bases, strict=True):
-                base.weight.data = layer.merged_into(self._room(base.weight, base.weight.dtype))
-                layer.is_merged_copy = True
+            if autocast is None:
+                for layer in fast_layers(lm):
+                    base: Any = layer.base_layer
+                    room = self._room(base, base.weight.dtype)
+                    layer.merged_into(room.data)
+                    hand(base, room)
+                    merged.append(layer)
+                    layer.is_merged_copy = True
+            else:
+                for linear in lm.modules():
+                    if type(linear) is nn.Linear and linear.weight.dtype == torch.float32:
+                        room = self._room(linear, autocast)
+                        room.data.copy_(linear.weight.data)
+                        hand(linear, room)
             yield
         finally:
-            for w, master in zip(weights, masters, strict=True):
-                w.data = master
-            for layer in self.merging:
+            for owner, master in masters:
+                owner._parameters["weight"] = master
+            for layer in merged:
                 layer.is_merged_copy = False
 
-    def _room(self, w: Tensor, dtype: torch.dtype | None) -> Tensor:
-        if w.device.type != "cuda":
-            return torch.empty_like(w.data, dtype=dtype)
-        return self.kept.setdefault(id(w), torch.empty_like(w.data, dtype=dtype))
+    def _room(self, layer: Any, dtype: torch.dtype) -> nn.Parameter:
+        """Room for a copy of the layer's weight."""
+        room = self._kept.get((layer, dtype))
+        if room is None:
+            empty = torch.empty_like(layer.weight.data, dtype=dtype)
+            room = nn.Parameter(empty, requires_grad=False)
+            if empty.device.type == "cuda":
+                self._kept[layer, dtype] = room
+        return room
+
+
+def fast_layers(lm: nn.Module) -> list[FastLoraLinear]:
+    """The layers whose adapter can be merged as they stand, adapters on or off."""
+    return [m for m in lm.modules() if type(m) is FastLoraLinear and m.can_merge()]
 
 
 @contextmanager

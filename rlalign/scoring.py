@@ -44,7 +44,8 @@ def score_rollout(
     columns = {**prompts.columns, **handed}
     # The rewards stay in the main thread: worker processes end with the thread that started them.
     overlaps = device.type != "cpu" or reward_set.waits
-    with ThreadPoolExecutor(1) if overlaps else nullcontext() as beside:
+    beside = ThreadPoolExecutor(1, initializer=enter, initargs=(device,)) if overlaps else None
+    with beside or nullcontext():
         ahead = (
             None if beside is None else beside.submit(reference_logprobs, rollout, policy, budget)
         )
@@ -67,6 +68,12 @@ def score_rollout(
         weights=dict(output.weights),
         logged=logged,
     )
+
+
+def enter(device: torch.device) -> None:
+    """What a thread does first: its current GPU is the first one, whatever the main thread's is."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def sampled_ids(rollout: Rollout) -> list[list[int]]:

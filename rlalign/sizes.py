@@ -23,17 +23,25 @@ class Shape:
 
     @classmethod
     def of(cls, config: Any) -> "Shape":
-        """The shape that a transformers configuration states; 4 times hidden where inner is not."""
+        """The shape that a transformers configuration states; 4 times hidden where inner is not.
+
+        Of a list with a number for each layer the largest; no cache where nothing attends.
+        """
         text = config.get_text_config()
-        fields = text.to_dict()
-        hidden, heads = int(text.hidden_size), int(text.num_attention_heads)
-        head = int(fields.get("head_dim") or hidden // heads)
+
+        def stated(name: str, otherwise: int) -> int:
+            number = getattr(text, name, None)
+            return int(max(number) if isinstance(number, list | tuple) else number or otherwise)
+
+        hidden = int(text.hidden_size)
+        heads = stated("num_attention_heads", 0)
+        head = stated("head_dim", hidden // max(heads, 1))
         return cls(
             layers=int(text.num_hidden_layers),
             hidden=hidden,
-            inner=int(fields.get("intermediate_size") or 4 * hidden),
+            inner=stated("intermediate_size", 4 * hidden),
             vocabulary=int(text.vocab_size),
-            key_values=2 * head * int(fields.get("num_key_value_heads") or heads),
+            key_values=2 * head * (stated("num_key_value_heads", heads) if heads else 0),
         )
 
     def activations(self, itemsize: int, checkpointing: bool = False) -> int:

@@ -14,7 +14,7 @@ import torch
 from rlalign.trainer import Trainer
 from rlalign.types import ScoredRollout
 
-MODELS = {"full": {}, "lora": {"lora": {"r": 2}}}
+MODELS = {"full": {}, "lora": {"lora": {"r": 2}}, "bfloat16": {"dtype": "bfloat16"}}
 SECTIONS = {
     "ppo": {"epochs": 2, "minibatches": 1, "lr": 1e-3, "entropy_coef": 0.01},
     "train": {"samples": 24},

@@ -56,6 +56,7 @@ def test_a_run_that_can_start_ends_with_0_and_says_what_it_takes(folder, capsys)
         ("--model.name=./nowhere", "model.name=./nowhere"),
         ("--sampling.max_new_tokens=64", "sampling.max_new_tokens=64"),
         ("--model.quantization=4bit", "model.quantization=4bit"),
+        ("--sampling.engine=vllm", "sampling.engine=vllm needs a CUDA device"),
     ],
 )
 def test_a_wrong_setting_ends_with_2_and_its_name(folder, setting, named, capsys):

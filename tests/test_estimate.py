@@ -1,18 +1,22 @@
 """The memory estimate by numbers that a pencil gives, and the real sizes of known models."""
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import builders
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import GPT2Config, LlamaConfig, MambaConfig, RwkvConfig
+from transformers.models.gemma3n import Gemma3nTextConfig
 
 from rlalign.estimate import Size, Work, count, estimate, micro_batch, total
 from rlalign.sections import LoraSection, ModelSection
 from rlalign.sizes import Shape
 
 # A token leaves 2 * (8 * 8 + 5 * 16) = 288 numbers for the way back, 2 * 4 in the cache.
-TINY = Size(Shape(2, hidden=8, inner=16, vocabulary=10, key_values=4), 1000, 80, adapters=50)
+TINY = Size(
+    Shape(2, hidden=8, inner=16, vocabulary=10, key_values=4),
+    weights=1000, embedding=80, adapters=50, linear=920, adapted=600,
+)  # fmt: skip
 WORK = Work(decoded=4, minibatch=2, prompt=3, response=5, budget=16, evaluated=6)
 LORA, WHOLE = ModelSection(lora=LoraSection()), ModelSection()
 
@@ -32,8 +36,11 @@ def sizes(parts):
     return {part.name: part.bytes for part in parts}
 
 
-def of_tiny(model=LORA, size=TINY, work=WORK, dtype=torch.float32, eval_dtype="train"):
-    return estimate(size, work, model, dtype, "cpu", eval_dtype)
+def of_tiny(
+    model=LORA, size=TINY, work=WORK, dtype=torch.float32, eval_dtype="train", device="cpu",
+    engine="decode",
+):  # fmt: skip
+    return estimate(size, work, model, dtype, device, eval_dtype, engine)
 
 
 def test_lora_holds_the_weights_once_and_moments_of_the_adapters():
@@ -70,15 +77,49 @@ def test_a_layers_cache_is_there_twice_while_it_grows():
 
 
 def test_decoding_holds_merged_adapters_or_lower_weights_once_more():
-    """Of a model of 1000 weights, 80 of them its embedding."""
+    """Of a model of 1000 weights, 920 of them in linear layers, 600 with an adapter."""
 
     def copy(model, dtype=torch.float32):
         parts = sizes(of_tiny(model, dtype=dtype).phases["generate"])
         return parts.get("weights for decoding")
 
-    assert copy(LORA) == 4 * 920
+    assert copy(LORA) == 4 * 600
     assert copy(WHOLE, torch.bfloat16) == 2 * 920
     assert copy(WHOLE) is None and copy(LORA, torch.bfloat16) is None
+
+
+def test_what_a_gpu_or_static_caches_keep_is_held():
+    copies, cache = "weights for decoding", "key-value cache"
+    for device, engine, stays in [
+        ("cpu", "decode", set()),
+        ("cpu", "static", {cache}),
+        ("cuda", "decode", {copies}),
+        ("cuda", "static", {copies, cache}),
+    ]:
+        found = of_tiny(device=device, engine=engine)
+        assert sizes(found.held).keys() & {copies, cache} == stays
+        assert sizes(found.phases["generate"]).keys() & {copies, cache} == {copies, cache} - stays
+
+
+def test_vllm_decodes_elsewhere_and_is_given_merged_copies():
+    assert sizes(of_tiny(engine="vllm").phases["generate"]) == {"copies for a push": 2400}
+    assert sizes(of_tiny(WHOLE, engine="vllm").phases["generate"]) == {"copies for a push": 0}
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        (MambaConfig(hidden_size=8, num_hidden_layers=2, vocab_size=10), (2, 8, 16, 10, 0)),
+        (RwkvConfig(hidden_size=8, num_hidden_layers=2, vocab_size=10), (2, 8, 32, 10, 0)),
+        (Gemma3nTextConfig(hidden_size=8, num_hidden_layers=2, vocab_size=10, head_dim=4,
+                           intermediate_size=[16, 24], num_key_value_heads=2,
+                           layer_types=["full_attention"] * 2), (2, 8, 24, 10, 16)),
+        (GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=10), (2, 8, 32, 10, 16)),
+    ],
+    ids=lambda x: type(x).__name__ if not isinstance(x, tuple) else "",
+)  # fmt: skip
+def test_shapes_of_models_without_attention_or_with_uneven_layers(config, shape):
+    assert astuple(Shape.of(config)) == shape
 
 
 def test_an_evaluation_in_float32_copies_policy_and_reference():
@@ -100,6 +141,7 @@ def test_sizes_are_those_of_the_built_model_and_its_adapters():
     # gpt2's c_fc is (16, 64) in 2 layers: A (4, 16), B (64, 4).
     assert (size.weights, size.adapters) == (count(lm), 2 * 4 * (16 + 64))
     assert size.embedding == builders.VOCABULARY * 16
+    assert (size.linear, size.adapted) == (size.embedding, 2 * (16 * 64 + 64))  # c_fc has a bias
 
 
 def test_a_llama_of_8b_is_what_everyone_knows_of_it():
@@ -113,8 +155,11 @@ def test_a_llama_of_8b_is_what_everyone_knows_of_it():
     assert lora["AdamW's moments"] / GB == pytest.approx(0.34, abs=0.01)
     whole = estimate(replace(size, adapters=0), work, WHOLE, torch.bfloat16, "cuda", "train")
     # 20 bytes a weight: itself, the reference, two moments, and its gradient in the update.
-    held = total(whole.held) - sizes(whole.held)["CUDA context"]
+    parts = sizes(whole.held)
+    held = total(whole.held) - parts["CUDA context"] - parts["weights for decoding"]
     assert (held + sizes(whole.phases["update"])["gradients"]) / 8_030_261_248 == 20
+    # The copy for decoding is of all but the input embedding.
+    assert parts["weights for decoding"] == 2 * (8_030_261_248 - 128_256 * 4096 - 65 * 4096)
     # A token's cache: 2 x 8 heads x 128 x 32 layers x 2 bytes = 131 kB; a layer of 32 twice.
     cache = sizes(whole.phases["generate"])["key-value cache"]
     assert cache == 64 * 512 * 131_072 * 33 // 32

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from torch.testing import assert_close
 
@@ -12,6 +13,19 @@ def test_logprobs_are_the_log_softmax_at_the_target():
     logits = torch.tensor([[0.0, math.log(3.0)], [math.log(3.0), 0.0]])
     expected = torch.tensor([0.75, 0.75]).log()
     assert_close(token_logprobs(logits, torch.tensor([1, 0])), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_gradient_is_that_of_the_log_softmax(dtype):
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(20, 50)).to(dtype).requires_grad_()
+    targets, weight = torch.randint(50, (20,)), torch.randn(20)
+    (token_logprobs(logits, targets) * weight).sum().backward()
+    own, logits.grad = logits.grad, None
+    (logits.double().log_softmax(-1)[torch.arange(20), targets] * weight).sum().backward()
+    assert own.dtype == dtype
+    rtol = 1e-2 if dtype == torch.bfloat16 else 1e-5
+    assert_close(own.double(), logits.grad.double(), rtol=rtol, atol=1e-6)
 
 
 def test_logprobs_of_bfloat16_logits_are_computed_in_float32():

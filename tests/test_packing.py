@@ -7,7 +7,13 @@ import oracle
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import AutoConfig, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    PhimoeConfig,
+    PhimoeForCausalLM,
+)
 
 from rlalign import packing
 from rlalign.models import build_policy
@@ -104,6 +110,31 @@ def test_a_model_that_mixes_tokens_is_read_padded():
     policy = Policy(lm, reference="none")
     assert not policy.packs
     assert lm.config._attn_implementation == "sdpa"
+
+
+def test_a_window_that_only_a_mask_would_hold_is_found_out():
+    """Phimoe does not tell attention of its window, and no text of the trial is longer than it."""
+    torch.manual_seed(0)
+    config = PhimoeConfig(
+        vocab_size=6, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, num_local_experts=2, sliding_window=32,
+        bos_token_id=None, eos_token_id=oracle.EOS, pad_token_id=oracle.EOS,
+    )  # fmt: skip
+    assert not Policy(PhimoeForCausalLM(config).eval(), reference="none").packs
+    config.sliding_window = None
+    assert Policy(PhimoeForCausalLM(config).eval(), reference="none").packs
+
+
+@pytest.mark.parametrize("error", [TypeError, AttributeError, AssertionError, IndexError])
+def test_a_model_that_fails_on_a_packed_row_is_read_padded(error):
+    lm = llama()
+
+    def fails(module, args, settings):
+        if settings.get("packed") is not None:
+            raise error("unknown")
+
+    lm.model.layers[0].register_forward_pre_hook(fails, with_kwargs=True)
+    assert not Policy(lm, reference="none").packs
 
 
 @pytest.mark.parametrize("make_lm", [oracle.language_model, builders.gemma2])

@@ -1,5 +1,7 @@
 """The faster products give the numbers of the stock ones."""
 
+from contextlib import nullcontext
+
 import builders
 import oracle
 import pytest
@@ -10,6 +12,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from rlalign import products
+from rlalign.models import build_policy
+from rlalign.policy import Policy, logprobs_only, tensors
 from rlalign.products import (
     DecodeWeights,
     FastLoraLinear,
@@ -18,6 +22,7 @@ from rlalign.products import (
     thin_linear,
     thin_products,
 )
+from rlalign.sections import LoraSection, ModelSection
 
 
 def adapted(**settings):
@@ -128,77 +133,160 @@ def test_layers_are_thin_inside_and_themselves_again_after_an_error():
     assert {type(m) for m in layers} == {nn.Linear}
 
 
-def test_low_weights_decode_what_autocast_would_and_leave_no_trace():
+def tied_llama():
+    """A Llama whose head is its embedding."""
     lm = oracle.language_model()
-    policy = builders.Policy(lm, autocast=torch.bfloat16, reference="none")
-    before = {name: (p.data_ptr(), p.clone()) for name, p in lm.named_parameters()}
+    lm.config.tie_word_embeddings = True
+    lm.tie_weights()
+    assert lm.lm_head.weight is lm.model.embed_tokens.weight
+    return lm
+
+
+def taken_apart(policy, monkeypatch):
+    """Decode by the weights that learn: no copy is made."""
+    monkeypatch.setattr(FastLoraLinear, "can_merge", lambda self: False)
+    monkeypatch.setattr(DecodeWeights, "__call__", lambda self, lm, autocast: nullcontext())
+
+
+def stirred(policy):
+    for name, parameter in policy.trainable().items():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.5)
+    return policy
+
+
+@pytest.mark.parametrize("make_lm", [oracle.language_model, tied_llama])
+def test_low_weights_decode_what_autocast_would_and_leave_no_trace(make_lm, monkeypatch):
+    lm = make_lm()
+    policy = Policy(lm, autocast=torch.bfloat16, reference="none")
+    before = {name: (p, p.data_ptr(), p.clone()) for name, p in lm.named_parameters()}
     prompts = builders.prompt_batch(oracle.PROMPTS * 10)
     engine = builders.engine(policy)
     low = engine.generate(prompts, 1, builders.seeded())
-    held = {id(w) for w in policy._decode_weights.lowering}
-    assert len(held) == 7 * 2 + 1  # of each layer, and the head, which is not tied here
     with policy.decoding():
-        assert lm.lm_head.weight.dtype == torch.bfloat16
+        linear = [m for m in lm.modules() if isinstance(m, nn.Linear)]
+        assert len(linear) == 7 * 2 + 1  # of each layer, and the head
+        assert {m.weight.dtype for m in linear} == {torch.bfloat16}
         assert lm.model.embed_tokens.weight.dtype == torch.float32
-        assert id(lm.lm_head.weight) in held
     for name, p in lm.named_parameters():
-        assert (p.data_ptr(), p.dtype) == (before[name][0], torch.float32)
-        assert torch.equal(p, before[name][1])
-    policy._decode_weights.lowering.clear()
+        assert (p is before[name][0], p.data_ptr(), p.dtype) == (
+            True, before[name][1], torch.float32,
+        )  # fmt: skip
+        assert torch.equal(p, before[name][2])
+    taken_apart(policy, monkeypatch)
     plain = engine.generate(prompts, 1, builders.seeded())
     assert low.response_ids.tolist() == plain.response_ids.tolist()
     assert torch.equal(low.logprobs, plain.logprobs)
 
 
 def test_low_weights_follow_the_masters_and_come_back_after_an_error():
-    lm = builders.gpt2()
-    tied = DecodeWeights(lm, torch.bfloat16)
-    assert tied.lowering == []  # GPT-2's layers are no nn.Linear, and its head is its embedding
     lm = oracle.language_model()
-    low = DecodeWeights(lm, torch.bfloat16)
+    low, master = DecodeWeights(), lm.lm_head.weight
     with torch.no_grad():
-        lm.lm_head.weight.fill_(3.0)
-    with pytest.raises(RuntimeError, match="inside"), low():
-        assert bool((lm.lm_head.weight == 3.0).all())
+        master.fill_(3.0)
+    with pytest.raises(RuntimeError, match="inside"), low(lm, torch.bfloat16):
+        assert bool((lm.lm_head.weight == 3.0).all()) and lm.lm_head.weight is not master
         raise RuntimeError("inside")
-    assert lm.lm_head.weight.dtype == torch.float32
+    assert lm.lm_head.weight is master
 
 
-def test_adapters_are_merged_into_copies_while_decoding():
+def test_a_model_of_other_layers_decodes_by_its_own_weights():
+    lm = builders.gpt2()  # its layers are no nn.Linear; its head is its embedding
+    embedding = lm.transformer.wte.weight
+    with DecodeWeights()(lm, torch.bfloat16):
+        assert lm.transformer.wte.weight is embedding
+        assert lm.lm_head.weight.dtype == torch.bfloat16
+
+
+def test_adapters_are_merged_into_copies_while_decoding(monkeypatch):
     policy = builders.adapted_policy()
-    base = {n: (p.data_ptr(), p.clone()) for n, p in policy.named_parameters()}
+    base = {n: (p, p.data_ptr(), p.clone()) for n, p in policy.named_parameters()}
     prompts = builders.prompt_batch(oracle.PROMPTS * 10)
     merged = builders.engine(policy).generate(prompts, 1, builders.seeded())
     layer = policy.lm.base_model.model.model.layers[0].mlp.up_proj
+    before = layer.base_layer.weight
     with policy.decoding():
         a, b, scale = layer.adapter()
-        assert_close(layer.base_layer.weight, base_of(layer, base) + scale * b @ a)
+        assert_close(layer.base_layer.weight, before + scale * b @ a)
         assert layer.is_merged_copy
     assert not layer.is_merged_copy
     for name, p in policy.named_parameters():
-        assert p.data_ptr() == base[name][0] and torch.equal(p, base[name][1])
-    policy._decode_weights.merging.clear()
+        assert p is base[name][0] and p.data_ptr() == base[name][1]
+        assert torch.equal(p, base[name][2])
+    taken_apart(policy, monkeypatch)
     plain = builders.engine(policy).generate(prompts, 1, builders.seeded())
     assert merged.response_ids.tolist() == plain.response_ids.tolist()
     assert_close(merged.logprobs, plain.logprobs, rtol=1e-4, atol=1e-5)
 
 
-def base_of(layer, kept):
-    return next(
-        x for n, (_, x) in kept.items() if n.endswith("layers.0.mlp.up_proj.base_layer.weight")
-    )
+def gap(policy, rollout):
+    """How far a rollout's log-probabilities are from those of a pass over its tokens."""
+    with torch.no_grad():
+        again = policy(*tensors(rollout), logprobs_only)["logprobs"]
+    return float((again - rollout.logprobs).abs().amax())
+
+
+def test_an_adapter_on_a_tied_head_leaves_the_embedding_alone():
+    section = ModelSection(lora=LoraSection(r=2, target_modules=["q_proj", "lm_head"]))
+    policy = stirred(build_policy(section, 1.0, torch.device("cpu"), tied_llama()))
+    prompts = builders.prompt_batch(oracle.PROMPTS * 10)
+    assert gap(policy, builders.engine(policy).generate(prompts, 1, builders.seeded())) < 1e-4
+
+
+@pytest.mark.parametrize("reference_first", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("whole", [True, False])
+def test_policy_and_reference_decode_by_their_own_weights(whole, dtype, reference_first):
+    if whole:
+        autocast = None if dtype == torch.float32 else dtype
+        policy = Policy(oracle.language_model(), autocast=autocast, reference="copy")
+        with torch.no_grad():
+            policy.lm.lm_head.weight.mul_(-1.0)
+    else:
+        policy = builders.adapted_policy(dtype)
+    prompts = builders.prompt_batch(oracle.PROMPTS * 10)
+    # Rows of a bfloat16 product round by its shape; other weights are off by whole nats.
+    bound = 1e-4 if dtype == torch.float32 else 0.1
+    for is_reference in (reference_first, not reference_first):
+        with policy.reference() if is_reference else nullcontext(policy) as reading:
+            assert reading.reads_reference == is_reference
+            rollout = builders.engine(reading).generate(prompts, 1, builders.seeded())
+            assert gap(reading, rollout) < bound
+        with nullcontext(policy) if is_reference else policy.reference() as other:
+            assert gap(other, rollout) > 3 * bound
 
 
 def test_a_bfloat16_base_is_never_merged():
     policy = builders.adapted_policy(torch.bfloat16)
+    layer = policy.lm.base_model.model.model.layers[0].mlp.up_proj
+    base = layer.base_layer.weight
     with policy.decoding():
-        assert policy._decode_weights.merging == []
+        assert layer.base_layer.weight is base and not layer.is_merged_copy
+
+
+def test_copies_are_no_part_of_a_copied_policy():
+    policy = builders.adapted_policy()
+    layer = policy.lm.base_model.model.model.layers[0].mlp.up_proj.base_layer
+    policy._decode_weights._kept[layer, torch.float32] = layer.weight
+    clone = policy.in_float32()
+    assert clone._decode_weights is not policy._decode_weights and not clone._decode_weights._kept
+
+
+@pytest.mark.parametrize("kind", ["adapted", "thin"])
+def test_no_rows_are_no_rows(kind):
+    layer = adapted() if kind == "adapted" else ThinLinear(6, 5)
+    if kind == "adapted":
+        speed_up_lora(layer)
+    x = torch.zeros(0, 2, 6, requires_grad=True)
+    out = layer(x)
+    out.sum().backward()
+    assert out.shape == (0, 2, 5) and x.grad.shape == x.shape
 
 
 def test_decoding_is_thin_and_draws_the_same(monkeypatch):
     """The oracle's rows stay within THIN, so every decode step takes the other order."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    policy = builders.Policy(oracle.language_model(), reference="none")
+    policy = Policy(oracle.language_model(), reference="none")
     prompts = builders.prompt_batch(oracle.PROMPTS * 10)
     thin = builders.engine(policy).generate(prompts, 1, builders.seeded())
     monkeypatch.setattr(products, "THIN", range(0))

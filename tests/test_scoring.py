@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rewards.compose import RewardSet
+from rewards.compose import RewardSet, parse_entries
 from rewards.contract import RewardError, Score, Span
 from rlalign import scoring
 from rlalign.offsets import Offsets
@@ -263,6 +263,23 @@ def test_the_reference_reads_while_rewards_wait(waits, monkeypatch):
     alone = scored_by([lengths], policy)
     assert torch.equal(found.ref_logprobs, alone.ref_logprobs)
     assert torch.equal(found.score, alone.score)
+
+
+def test_an_isolated_reward_works_on_the_same_processor_and_so_after_the_reference():
+    spec = {"kind": "lexical.contains", "words": ["b"]}
+    with closing(RewardSet(parse_entries({"a": spec | {"isolate": True}}))) as rewards:
+        assert not rewards.waits
+    server = {"kind": "remote.http", "url": "http://localhost:1"}
+    with closing(RewardSet(parse_entries({"a": server}))) as rewards:
+        assert rewards.waits
+
+
+def test_a_thread_works_on_the_gpu_of_its_process(monkeypatch):
+    used = []
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    scoring.enter(torch.device("cpu"))
+    scoring.enter(torch.device("cuda:3"))
+    assert used == [torch.device("cuda:3")]
 
 
 def test_a_reward_that_fails_beside_the_reference_is_named_and_the_policy_left_whole():

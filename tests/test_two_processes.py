@@ -78,7 +78,7 @@ def joined(parts: list[ScoredRollout]) -> ScoredRollout:
     )
 
 
-@pytest.fixture(scope="module", params=one_update.MODELS)
+@pytest.fixture(scope="module", params=["full", "lora"])
 def both(request, ranks) -> tuple[list[dict], dict]:
     """The two ranks' results and one process's on the same samples."""
     parts = ranks[request.param]
@@ -110,6 +110,14 @@ def test_two_processes_learn_what_one_learns_from_the_same_samples(both):
     (first, second), alone = both
     assert_close(first["parameters"], second["parameters"], rtol=0, atol=0)
     assert_close(first["parameters"], alone["parameters"], rtol=0, atol=1e-5)
+
+
+def test_ranks_stay_equal_in_bfloat16_whose_weights_are_copied_to_decode(ranks):
+    """DDP would lose sight of a parameter whose storage were swapped for the copy's."""
+    first, second = (rank["parameters"] for rank in ranks["bfloat16"])
+    assert_close(first, second, rtol=0, atol=0)
+    start = one_update.builders.parameters(one_update.new_trainer("bfloat16").session.policy)
+    assert not torch.equal(first["lm.lm_head.weight"], start["lm.lm_head.weight"])
 
 
 def test_two_processes_say_what_one_says(both):

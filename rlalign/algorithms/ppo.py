@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -69,7 +69,7 @@ class PPOSection(Section):
     critic_warmup: NonNegative = Field(
         0, description="iterations at the start in which only the value head learns"
     )
-    sampler_correction: Literal["auto"] | PositiveFloat | None = Field(
+    sampler_correction: Literal["auto"] | Annotated[float, Field(ge=1)] | None = Field(
         "auto",
         description="cap on each token's weight, its probability under the trainer over that under "
         "the sampler; null: no weights; auto: 2 where `sampling.engine` is vllm, else null",

@@ -7,6 +7,7 @@ attend to the whole text.
 """
 
 import logging
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -103,7 +104,8 @@ class StaticBuffers:
     """Room for `rows` texts of `length` tokens that stays where it is, and the graphs over it."""
 
     def __init__(self, policy: Policy, filled: DynamicCache, rows: int, length: int) -> None:
-        self.policy, self.length, self.capacity = policy, length, rows
+        self.policy, self.of_reference = policy, policy.reads_reference
+        self.length, self.capacity = length, rows
         device = policy.device
         self.pairs = []  # of each layer: keys and values (rows, heads, length, d)
         for keys, values in states(filled):
@@ -117,7 +119,9 @@ class StaticBuffers:
         self.replays = device.type == "cuda"
 
     def serves(self, policy: Policy, rows: int, length: int) -> bool:
-        return self.policy is policy and rows <= self.capacity and length <= self.length
+        # A captured graph is one of the weights that it was captured with, adapters on or off.
+        is_same = self.policy is policy and self.of_reference == policy.reads_reference
+        return is_same and rows <= self.capacity and length <= self.length
 
     def fill(self, cache: DynamicCache, mask: Tensor, n: int) -> None:
         """Take over a prompt's pass, `n` rows for each of its own."""
@@ -147,7 +151,7 @@ class StaticBuffers:
                 self.graphs[rows] = self._captured(rows)
             except RuntimeError as error:
                 self.replays = False
-                logger.warning("decoding without CUDA graphs: %s", str(error).splitlines()[0])
+                warn_once(f"decoding without CUDA graphs: {str(error).splitlines()[0]}")
                 return self._forward(rows, used)
         graph, logits = self.graphs[rows]
         graph.replay()
@@ -223,6 +227,12 @@ class Static:
         buffers.positions[:rows] += 1
 
 
+@cache
+def warn_once(message: str) -> None:
+    """Buffers are made anew for longer texts, and what cannot be captured cannot be then either."""
+    logger.warning(message)
+
+
 def states(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
     """Keys and values (rows, heads, tokens, d) of each layer."""
     layers: list[Any] = list(cache.layers)
@@ -236,4 +246,31 @@ def takes_static(policy: Policy, length: int) -> bool:
     kinds = set(fields.get("layer_types") or ["full_attention"])
     window = fields.get("sliding_window")
     slides = kinds != {"full_attention"} or (window is not None and window < length)
-    return not slides and config._attn_implementation in ("sdpa", PACKED)
+    # Without positions a model counts them by the cache, which static ones fill with prompts' pads.
+    is_told = policy.takes_positions and config._attn_implementation in ("sdpa", PACKED)
+    return is_told and not slides
+
+
+@torch.no_grad()
+def static_agrees(policy: Policy) -> bool:
+    """Whether static caches give the logits that growing ones do, asked of the model itself."""
+    vocabulary = policy.lm.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
+    ids = torch.arange(1, 9, device=policy.device).view(2, 4) % vocabulary
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[0, 0] = False
+    steps = ids[:, 1:3].T
+    try:
+        growing = Growing(policy, ids, mask, 1)
+        static = Static(policy, ids, mask, 1, len(steps), None)
+        for live in (growing, static):
+            for token in steps:
+                live.advance(token)
+    except Exception as error:  # whatever a model says to a cache or a mask that it does not know
+        logger.warning("decoding with growing caches: %s: %s", type(error).__name__, error)
+        return False
+    scale = growing.logits.abs().amax()
+    bound = 1e-4 if policy.autocast_dtype is None else 3e-2
+    agrees = bool((static.logits - growing.logits).abs().amax() / scale < bound)
+    if not agrees:
+        logger.warning("decoding with growing caches: this model's static ones give other logits")
+    return agrees

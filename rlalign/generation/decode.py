@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlalign.generation.caches import Decoding, Growing, Static, StaticBuffers, takes_static
+from rlalign.generation.caches import (
+    Decoding,
+    Growing,
+    Static,
+    StaticBuffers,
+    static_agrees,
+    takes_static,
+)
 from rlalign.generation.engine import make_rollout
 from rlalign.generation.sampling import Sampler, sample_inverse_cdf
 from rlalign.policy import Policy
@@ -35,12 +42,15 @@ class DecodeEngine:
         self.stop = tuple(stop)
         self.batch_size, self.static = batch_size, static
         self._buffers: StaticBuffers | None = None  # kept from one rollout to the next
+        self._agrees: bool | None = None  # whether the policy's static caches do; None: not asked
         self.eos_id = int(tokenizer.eos_token_id)
         self.policy: Policy | None = None
         self.policy_step = 0
 
     def sync(self, policy: Policy, policy_step: int = 0) -> None:
         """Sample from `policy` as it stands from now on."""
+        if policy is not self.policy:
+            self._agrees = None
         self.policy, self.policy_step = policy, policy_step
 
     def close(self) -> None:
@@ -77,8 +87,15 @@ class DecodeEngine:
             prompts.rows(index), ids, logprobs, finished, index, self.policy_step, self.tokenizer
         )
 
+    def _is_static(self, policy: Policy, length: int) -> bool:
+        if not (self.static and takes_static(policy, length)):
+            return False
+        if self._agrees is None:
+            self._agrees = static_agrees(policy)
+        return self._agrees
+
     def _prefill(self, policy: Policy, ids: Tensor, mask: Tensor, n: int) -> Decoding:
-        if not (self.static and takes_static(policy, ids.shape[1] + self.max_new_tokens)):
+        if not self._is_static(policy, ids.shape[1] + self.max_new_tokens):
             return Growing(policy, ids, mask, n)
         live = Static(policy, ids, mask, n, self.max_new_tokens, self._buffers)
         self._buffers = live.buffers
