@@ -130,6 +130,11 @@ TECHNIQUES: dict[str, Technique] = {
         "learning",
         off=Arm(patch=patches.pefts_product),
     ),
+    "noted_values": Technique(
+        "old log-probabilities and values noted while decoding",
+        "learning",
+        off=Arm(patch=patches.old_pass),
+    ),
     "response_logits": Technique(
         "logits of response tokens alone",
         "learning",

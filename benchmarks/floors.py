@@ -3,7 +3,8 @@
 For B responses of T tokens to prompts of P, N parameters of which n lie in linear layers, E epochs:
 
 - decode: T reads of the weights, N bytes_each / bandwidth, or 2 n B T FLOP, whichever is longer;
-- scoring: 2 n B (P + T) FLOP for policy and values in one pass, and again for the reference;
+- scoring: 2 n B (P + T) FLOP for the reference; in bfloat16 again for policy and values, which in
+  float32 the decode loop has at hand;
 - update: 6 n B (P + T) E FLOP in full training; with LoRA 4 n B (P + T) E and the adapters' own.
 
 No rate is taken from a data sheet. The products of the model's own shapes are run, from weights
@@ -222,6 +223,7 @@ def measure(
     steps = {n: products.decode_step(n) for n in counts}
     prefill = products.forward(sum(prompts), rows, adapters=True)
     policy = products.forward(tokens, answered, adapters=True)
+    old_pass = policy if dtype == torch.bfloat16 else 0.0
     reference = products.forward(tokens, answered, adapters=False)
     update = epochs * products.train(tokens, answered)
     generation = prefill + sum(interpolate(steps, n) for n in live_rows(responses))
@@ -229,9 +231,9 @@ def measure(
     bandwidth = copy_bandwidth(device)
     return {
         "generation": generation,
-        "scoring": policy + reference,
+        "scoring": old_pass + reference,
         "update": update,
-        "total": generation + policy + reference + update,
+        "total": generation + old_pass + reference + update,
         "decode_step": steps[rows],
         "weight_read": weights * products.head.element_size() / bandwidth,
         "copy_gb_s": bandwidth / 1e9,

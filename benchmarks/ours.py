@@ -5,7 +5,6 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks import floors, models
 from benchmarks.machine import peak_memory_mb
@@ -98,24 +97,15 @@ def iterate(trainer: Trainer, setting: Setting) -> tuple[Rollout, dict[str, Any]
 
 
 def generate(trainer: Trainer, setting: Setting, sampler: Sampler = sample_inverse_cdf) -> Rollout:
-    """This iteration's responses; of full length where the regime is fixed."""
+    """This iteration's responses; where the regime is fixed, an EOS is a token like others."""
     session = trainer.session
-    session.engine.sync(session.policy, trainer.optimizer_steps)
+    engine: Any = session.engine
+    engine.sync(session.policy, trainer.optimizer_steps)
     prompts = session.prompt_batch(trainer.iteration)
     if setting.regime == "fixed":
-        sampler = without(int(session.tokenizer.eos_token_id), sampler)
+        engine.eos_id = -1
     generator = session.generator("generate", trainer.iteration)
     return session.engine.generate(prompts, 1, generator, sampler)
-
-
-def without(banned: int, sampler: Sampler) -> Sampler:
-    """A sampler that never draws one token: what the other systems call suppressing it."""
-
-    def draw(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        logits[:, banned] = -torch.inf
-        return sampler(logits, uniform)
-
-    return draw
 
 
 def floors_of(setting: Setting, rollout: Rollout) -> dict[str, float]:

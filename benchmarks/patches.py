@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from unittest import mock
 
 import torch
@@ -16,12 +17,23 @@ from rlalign import trainer as trainer_module
 from rlalign.generation import caches
 from rlalign.policy import Policy, TokenFn, positions, scatter
 from rlalign.trainer import Trainer
-from rlalign.types import Rollout
+from rlalign.types import Rollout, ScoredRollout
 
 
 @contextmanager
 def keep_finished_rows(trainer: Trainer) -> Iterator[None]:
     with mock.patch.object(caches, "COMPACT_BELOW", -1.0):
+        yield
+
+
+@contextmanager
+def old_pass(trainer: Trainer) -> Iterator[None]:
+    """Old log-probabilities and values by a pass over the responses."""
+
+    def dropping(self: Trainer, scored: ScoredRollout) -> ScoredRollout:
+        return replace(scored, rollout=replace(scored.rollout, recorded=None))
+
+    with mock.patch.object(Trainer, "_unless_stale", dropping):
         yield
 
 

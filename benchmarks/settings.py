@@ -57,7 +57,7 @@ class Setting:
     model: str = "smollm2-135m"  # an embedded model's name, or one of models.SHAPES
     lora: int | None = 16
     dtype: str = "float32"
-    regime: str = "fixed"  # EOS banned; or mixed: a full stop ends a response
+    regime: str = "fixed"  # nothing ends a response; or mixed: a full stop does
     prompt_length: int = 6
     response_length: int = 32
     samples: int = 32

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
+from uuid import uuid4
 
 import torch
 from peft import PeftModel
@@ -75,6 +76,7 @@ class Policy(nn.Module):
         super().__init__()
         self.lm = lm
         self.temperature = temperature
+        self.identity = uuid4().hex  # of these weights as they move, over processes
         self.autocast_dtype = autocast
         self._decode_weights = DecodeWeights()
         hidden_size = self._base(lm).config.get_text_config().hidden_size
@@ -128,6 +130,17 @@ class Policy(nn.Module):
         if self.autocast_dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast_dtype)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether a token's numbers are the same but for float32's last bits, however it is read.
+
+        In lower precision a product rounds by the shape of its batch: what was noted while a token
+        was drawn is not what the update starts from.
+        """
+        is_float32 = all(p.dtype == torch.float32 for p in self.lm.parameters())
+        highest = torch.get_float32_matmul_precision() == "highest"
+        return self.autocast_dtype is None and is_float32 and highest and not self.reads_reference
 
     def values(self, hidden: Tensor) -> Tensor:
         """(N,) float32 value of the state that each hidden vector (N, H) has read."""
@@ -205,12 +218,16 @@ class Policy(nn.Module):
                 pieces.append(checkpoint(with_head, part, wanted, use_reentrant=False))
         return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
-    def next_logits(self, ids: Tensor, mask: Tensor, position_ids: Tensor, cache: Cache) -> Tensor:
-        """(B, V) float32 logits, over the temperature, of the token behind `ids` (B, L).
+    def next_state(
+        self, ids: Tensor, mask: Tensor, position_ids: Tensor, cache: Cache
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, V) over the temperature of the token behind `ids` (B, L), and values (B,).
 
+        Both float32; no values where a pass over the whole text could give others (`is_exact`).
         `cache` holds what came before `ids` and takes them in; `mask` covers both. One of four
         dimensions (B, 1, L, length), true where a token is attended to, is taken as it is.
         """
+        values = None
         mask = mask if mask.dim() == 4 else mask.long()
         inputs = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
         if self.takes_positions:
@@ -220,10 +237,13 @@ class Policy(nn.Module):
                 hidden = self._trunk(self.lm)(**inputs, use_cache=True)[0][:, -1]  # (B, H)
                 # Contiguous, or a CPU copies the whole head once a row: 3 s a prefill in bf16.
                 logits = self._base(self.lm).get_output_embeddings()(hidden.contiguous())
+                values = self.values(hidden) if self.is_exact else None
             else:
                 logits = self.lm(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1]
         in_float32: Tensor = logits.float().contiguous()  # a thin product leaves them transposed
-        return in_float32 if self.temperature == 1.0 else in_float32 / self.temperature
+        if self.temperature != 1.0:
+            in_float32 = in_float32 / self.temperature
+        return in_float32, values
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
@@ -268,7 +288,7 @@ class Policy(nn.Module):
         """A float32 copy for measuring: policy and reference alike, nothing shared."""
         clone = copy.deepcopy(self).float().requires_grad_(False)
         clone._frozen = tuple(frozen.float() for frozen in clone._frozen)
-        clone.autocast_dtype = None
+        clone.autocast_dtype, clone.identity = None, uuid4().hex
         return clone
 
 

@@ -173,7 +173,9 @@ def passes(trainer: Trainer, rollout: Rollout, share: int) -> tuple[float, float
     tokens = float(lengths[rows].sum())
     reference = seconds_of(lambda: score_given(part, scores, policy, budget)) * every / tokens
     scored = score_given(part, scores, policy, budget)
-    prepare = seconds_of(lambda: trainer.objective.prepare(policy, scored)) * every / tokens
+    prepare = 0.0  # the sampler notes what a pass would give, except in lower precision
+    if not policy.is_exact or config.sampling.engine == "vllm":
+        prepare = seconds_of(lambda: trainer.objective.prepare(policy, scored)) * every / tokens
 
     minibatch = max(share // config.minibatches, 1)
     rows = micro_batches(lengths[:minibatch], budget)[0]

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -138,7 +139,7 @@ class Trainer:
         """Prepare and update; counts the iteration."""
         self._set_learning_rates()
         with clock("prepare"):
-            batch, stats = self.objective.prepare(self.session.policy, scored)
+            batch, stats = self.objective.prepare(self.session.policy, self._unless_stale(scored))
         with clock("update"):
             stats |= self._update(batch)
         self.iteration += 1
@@ -146,6 +147,16 @@ class Trainer:
         self.samples += len(scored) * self.session.ranks.size
         self.objective.after_iteration(len(scored) * self.session.ranks.size)
         return stats
+
+    def _unless_stale(self, scored: ScoredRollout) -> ScoredRollout:
+        """Without what the sampler noted, where another policy sampled or this one has moved on."""
+        rollout, policy = scored.rollout, self.session.policy
+        noted = rollout.recorded
+        if noted is None:
+            return scored
+        if noted.policy == policy.identity and rollout.policy_step == self.optimizer_steps:
+            return scored
+        return replace(scored, rollout=replace(rollout, recorded=None))
 
     # -- the update ----------------------------------------------------------------------------
 

@@ -39,6 +39,18 @@ class PromptBatch:
 
 
 @dataclass(frozen=True)
+class Recorded:
+    """What a policy said of its tokens as it drew them: what a pass over them would say again."""
+
+    policy: str  # `Policy.identity` of the one that sampled
+    outputs: Mapping[str, Tensor]  # (B, T) float32: logprobs, entropy, values; 0 off the mask
+
+    def rows(self, index: Tensor, width: int) -> "Recorded":
+        """Of the chosen samples' first `width` tokens."""
+        return Recorded(self.policy, {name: x[index, :width] for name, x in self.outputs.items()})
+
+
+@dataclass(frozen=True)
 class Rollout:
     prompts: PromptBatch
     response_ids: Tensor  # (B, T) int64
@@ -49,6 +61,7 @@ class Rollout:
     group: Tensor  # (B,) int64, the same number for samples of one prompt
     policy_step: int  # optimiser steps behind the policy that sampled
     texts: Sequence[str]  # B responses, special tokens left out
+    recorded: Recorded | None = None  # None where a pass of the trainer gives other numbers
 
     def __len__(self) -> int:
         return self.response_ids.shape[0]
@@ -72,6 +85,7 @@ class Rollout:
             group=self.group[index],
             policy_step=self.policy_step,
             texts=[self.texts[i] for i in index.tolist()],
+            recorded=None if self.recorded is None else self.recorded.rows(index, width),
         )
 
 

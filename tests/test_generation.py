@@ -75,10 +75,13 @@ class Replayed:
 
     def __init__(self, buffers, rows: int) -> None:
         self.buffers, self.rows = buffers, rows
-        self.logits = buffers._forward(rows, buffers.length)
+        self.state = buffers._forward(rows, buffers.length)
 
     def replay(self) -> None:
-        self.logits.copy_(self.buffers._forward(self.rows, self.buffers.length))
+        again = self.buffers._forward(self.rows, self.buffers.length)
+        for kept, x in zip(self.state, again, strict=True):
+            if x is not None:
+                kept.copy_(x)
 
 
 def replay_steps(monkeypatch) -> list[int]:
@@ -88,7 +91,7 @@ def replay_steps(monkeypatch) -> list[int]:
     def capture(buffers, rows):
         captured.append(rows)
         graph = Replayed(buffers, rows)
-        return graph, graph.logits
+        return graph, graph.state
 
     monkeypatch.setattr(StaticBuffers, "_captured", capture)
     make = StaticBuffers.__init__
@@ -280,13 +283,13 @@ def test_compaction_drops_rows(monkeypatch):
     """Guards the test above: with 1.0 rows really leave, with 0.0 none does."""
     rows: list[int] = []
     policy = Policy(oracle.language_model(), reference="none")
-    next_logits = policy.next_logits
+    next_state = policy.next_state
 
     def counting(ids, *rest):
         rows.append(len(ids))
-        return next_logits(ids, *rest)
+        return next_state(ids, *rest)
 
-    monkeypatch.setattr(policy, "next_logits", counting)
+    monkeypatch.setattr(policy, "next_state", counting)
     monkeypatch.setattr(caches, "COMPACT_BELOW", 0.0)
     drawn(policy, n=1)
     assert set(rows) == {40}

@@ -29,7 +29,7 @@ LAYERS = [
     {"prompts", "pairs", "policy", "models", "ranks", "checkpoint", "metrics", "runs", "tracking"}
     | {"wandb_tracker"},
     {f"generation.{name}" for name in ("sampling", "engine", "caches", "decode", "vllm", "build")}
-    | {"scoring", "symptoms"},
+    | {"scoring", "symptoms", "behaviour"},
     {"signs"},
     {"audit"},
     {"algorithms.ppo"},

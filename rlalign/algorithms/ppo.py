@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from rlalign.behaviour import behaviour
 from rlalign.fields import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
 from rlalign.gae import gae
 from rlalign.importance import sampler_cap, sampler_stats, sampler_weights
@@ -24,7 +25,6 @@ from rlalign.policy import (
     Policy,
     TokenFn,
     all_outputs,
-    evaluate_rollout,
     logprobs_and_detached_values,
     logprobs_and_values,
     tensors,
@@ -142,7 +142,7 @@ class PPO:
     def prepare(self, policy: Policy, scored: ScoredRollout) -> tuple[PPOBatch, dict[str, float]]:
         """Old log-probabilities, values, advantages and returns, and what to log about them."""
         rollout, mask = scored.rollout, scored.rollout.action_mask
-        old = evaluate_rollout(policy, rollout, all_outputs, self.budget)
+        old, read = behaviour(policy, rollout, self.budget)
         kl = torch.where(mask, kl_tokens(old["logprobs"], scored.ref_logprobs), 0.0)  # (B, T), k1
         scale = 1.0
         if self.scale is not None:
@@ -154,6 +154,9 @@ class PPO:
             token_rewards, old["values"], mask, config.gamma, config.gae_lambda
         )
         stats = self._rollout_stats(scored, kl, old, returns)
+        stats |= sampler_stats(
+            old["logprobs"], rollout.logprobs, mask & read, self.sampler_cap, self.sum_over_ranks
+        )
         if config.advantage_norm == "whiten":
             advantages, factor = masked_whiten(advantages, mask, self.sum_over_ranks)
             # Equal advantages are scaled to 0; a KL beside them keeps its price.
@@ -190,13 +193,11 @@ class PPO:
         _, residual = masked_moments(returns - old["values"], mask, self.sum_over_ranks)
         _, spread = masked_moments(returns, mask, self.sum_over_ranks)
         self._measured_kl = float(kl_mean)
-        sampler = scored.rollout.logprobs
         return {
             "kl/ref": float(kl_mean),
             "kl/coef": self.controller.coef,
             "entropy": float(entropy),
             "ppo/explained_variance": float(1.0 - residual / spread) if spread > 0 else 0.0,
-            **sampler_stats(old["logprobs"], sampler, mask, self.sampler_cap, self.sum_over_ranks),
         }
 
     # -- the update ----------------------------------------------------------------------------

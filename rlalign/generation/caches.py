@@ -28,11 +28,15 @@ HALVE_BELOW = 0.5
 WARM_UP = 3  # steps on a side stream before a capture, which torch asks for
 
 
+State = tuple[Tensor, Tensor | None]  # logits (L, V) and values (L,), as Policy.next_state's
+
+
 class Decoding(Protocol):
     """Rows that are being written."""
 
     rows: Tensor  # (L,) their places in the output
     logits: Tensor  # (L, V) of the next token
+    values: Tensor | None  # (L,) of the state before it
 
     def dropped(self, alive: Tensor) -> Tensor | None:
         """The kept rows' indices (L',) once it pays to drop those that are not `alive` (L,)."""
@@ -46,11 +50,12 @@ class Growing:
 
     def __init__(self, policy: Policy, ids: Tensor, mask: Tensor, n: int) -> None:
         self.policy, self.cache = policy, DynamicCache()
-        logits = policy.next_logits(ids, mask, positions(mask), self.cache)
+        logits, values = policy.next_state(ids, mask, positions(mask), self.cache)
         if n > 1:  # one pass over each prompt serves all of its samples
             self.cache.batch_repeat_interleave(n)
             logits, mask = logits.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
-        self.logits, self.mask = logits, mask  # (L, V), (L, tokens so far)
+            values = None if values is None else values.repeat_interleave(n, 0)
+        self.logits, self.values, self.mask = logits, values, mask  # mask: (L, tokens so far)
         self.next_position = mask.long().sum(1)  # (L,)
         self.rows = torch.arange(len(mask), device=mask.device)
 
@@ -65,7 +70,7 @@ class Growing:
 
     def advance(self, token: Tensor) -> None:
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(token), 1)], 1)
-        self.logits = self.policy.next_logits(
+        self.logits, self.values = self.policy.next_state(
             token.unsqueeze(1), self.mask, self.next_position.unsqueeze(1), self.cache
         )
         self.next_position = self.next_position + 1
@@ -115,7 +120,7 @@ class StaticBuffers:
         self.positions = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.mask = torch.zeros(rows, 1, 1, length, dtype=torch.bool, device=device)
         self.place = torch.zeros(1, dtype=torch.long, device=device)
-        self.graphs: dict[int, tuple[Any, Tensor]] = {}  # by rows: a CUDA graph and its logits
+        self.graphs: dict[int, tuple[Any, State]] = {}  # by rows: a CUDA graph and what it writes
         self.replays = device.type == "cuda"
 
     def serves(self, policy: Policy, rows: int, length: int) -> bool:
@@ -142,8 +147,8 @@ class StaticBuffers:
         self.mask[:count] = self.mask[index]
         self.positions[:count] = self.positions[index]
 
-    def step(self, rows: int, used: int) -> Tensor:
-        """(rows, V) logits behind the tokens in `ids`, which stand at `place`, the last used."""
+    def step(self, rows: int, used: int) -> State:
+        """The state behind the tokens in `ids`, which stand at `place`, the last one used."""
         if not self.replays:
             return self._forward(rows, used)
         if rows not in self.graphs:
@@ -153,20 +158,20 @@ class StaticBuffers:
                 self.replays = False
                 warn_once(f"decoding without CUDA graphs: {str(error).splitlines()[0]}")
                 return self._forward(rows, used)
-        graph, logits = self.graphs[rows]
+        graph, state = self.graphs[rows]
         graph.replay()
-        return logits
+        return state
 
-    def _forward(self, rows: int, used: int) -> Tensor:
+    def _forward(self, rows: int, used: int) -> State:
         layers: list[Any] = [
             StaticLayer(k[:rows], v[:rows], self.place, used) for k, v in self.pairs
         ]
-        return self.policy.next_logits(
+        return self.policy.next_state(
             self.ids[:rows], self.mask[:rows, :, :, :used], self.positions[:rows],
             Cache(layers=layers),
         )  # fmt: skip
 
-    def _captured(self, rows: int) -> tuple[Any, Tensor]:
+    def _captured(self, rows: int) -> tuple[Any, State]:
         """A graph of one step over the whole length. Running a step twice changes nothing."""
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
@@ -176,8 +181,8 @@ class StaticBuffers:
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            logits = self._forward(rows, self.length)
-        return graph, logits
+            state = self._forward(rows, self.length)
+        return graph, state
 
 
 class Static:
@@ -193,13 +198,14 @@ class Static:
         held: StaticBuffers | None,
     ) -> None:
         filled = DynamicCache()
-        logits = policy.next_logits(ids, mask, positions(mask), filled)
+        logits, values = policy.next_state(ids, mask, positions(mask), filled)
         rows, self.used = len(ids) * n, ids.shape[1]
         if held is None or not held.serves(policy, rows, self.used + limit):
             held = StaticBuffers(policy, filled, rows, self.used + limit)
         held.fill(filled, mask, n)
         self.buffers = held
         self.logits = logits.repeat_interleave(n, 0)
+        self.values = None if values is None else values.repeat_interleave(n, 0)
         self.rows = torch.arange(rows, device=mask.device)
 
     def dropped(self, alive: Tensor) -> Tensor | None:
@@ -223,7 +229,7 @@ class Static:
         buffers.place.fill_(self.used)
         buffers.mask[:rows, :, :, self.used] = True
         self.used += 1
-        self.logits = buffers.step(rows, self.used)
+        self.logits, self.values = buffers.step(rows, self.used)
         buffers.positions[:rows] += 1
 
 

@@ -1,6 +1,8 @@
 """The engine of this process: a decode loop that draws by inverse CDF and drops finished rows."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +18,18 @@ from rlalign.generation.caches import (
 )
 from rlalign.generation.engine import make_rollout
 from rlalign.generation.sampling import Sampler, sample_inverse_cdf
+from rlalign.logprobs import token_entropy
 from rlalign.policy import Policy
-from rlalign.types import PromptBatch, Rollout
+from rlalign.types import PromptBatch, Recorded, Rollout
+
+
+class Drawn(NamedTuple):
+    """Responses of at most T tokens to B prompts."""
+
+    ids: Tensor  # (B, T), -1 behind the end
+    logprobs: Tensor  # (B, T)
+    finished: Tensor  # (B,)
+    noted: dict[str, Tensor]  # (B, T) each: what `Recorded` holds beside the log-probabilities
 
 
 class DecodeEngine:
@@ -81,11 +93,22 @@ class DecodeEngine:
                              uniform[i * n : (i + step) * n], sampler)
                 for i in range(0, len(prompts), step)
             ]  # fmt: skip
-        ids, logprobs, finished = (torch.cat(x) for x in zip(*parts, strict=True))
+        ids, logprobs, finished = (
+            torch.cat([getattr(part, name) for part in parts])
+            for name in ("ids", "logprobs", "finished")
+        )
         index = torch.arange(len(prompts), device=ids.device).repeat_interleave(n)
-        return make_rollout(
+        rollout = make_rollout(
             prompts.rows(index), ids, logprobs, finished, index, self.policy_step, self.tokenizer
         )
+        noted = [part.noted for part in parts]
+        if sampler is not sample_inverse_cdf or not all(noted):
+            return rollout  # another sampler's log-probabilities may be those of what it left
+        width = rollout.response_ids.shape[1]
+        outputs = {name: torch.cat([x[name] for x in noted])[:, :width] for name in noted[0]}
+        outputs["logprobs"] = logprobs[:, :width]
+        recorded = Recorded(self.policy.identity, outputs)
+        return replace(rollout, recorded=recorded)
 
     def _is_static(self, policy: Policy, length: int) -> bool:
         if not (self.static and takes_static(policy, length)):
@@ -103,7 +126,7 @@ class DecodeEngine:
 
     def _decode(
         self, prompt_ids: Tensor, prompt_mask: Tensor, n: int, uniform: Tensor, sampler: Sampler
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Drawn:
         assert self.policy is not None
         total, limit = len(prompt_ids) * n, self.max_new_tokens
         live = self._prefill(self.policy, prompt_ids, prompt_mask, n)
@@ -111,8 +134,14 @@ class DecodeEngine:
         ids = torch.full((total, limit), -1, device=prompt_ids.device)
         logprobs = torch.zeros(total, limit, device=prompt_ids.device)
         finished = torch.zeros(total, dtype=torch.bool, device=prompt_ids.device)
+        is_noted = live.values is not None
+        noted = {name: torch.zeros_like(logprobs) for name in ("entropy", "values") if is_noted}
         alive = ~finished  # (L,) of the rows that are still decoded
         for t in range(limit):
+            if live.values is not None:
+                entropy = token_entropy(live.logits)
+                noted["entropy"][live.rows, t] = torch.where(alive, entropy, 0.0)
+                noted["values"][live.rows, t] = torch.where(alive, live.values, 0.0)
             token, logprob = sampler(live.logits, uniform[live.rows, t])
             ids[live.rows, t] = torch.where(alive, token, -1)
             logprobs[live.rows, t] = torch.where(alive, logprob, 0.0)
@@ -125,7 +154,7 @@ class DecodeEngine:
             if index is not None:
                 token, alive = token[index], alive[index]
             live.advance(token)
-        return ids, logprobs, finished
+        return Drawn(ids, logprobs, finished, noted)
 
     def _ends(self, ids: Tensor, alive: Tensor) -> Tensor:
         """(L,) whether each partial response (L, t) has just met EOS or completed a stop string."""
