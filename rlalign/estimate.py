@@ -14,9 +14,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from rlalign.models import add_lora
-from rlalign.policy import CHUNK_ELSEWHERE, CHUNK_ON_CPU
 from rlalign.sections import ModelSection
-from rlalign.sizes import Shape
+from rlalign.sizes import Shape, logits_at_once
 
 FLOAT32 = 4  # bytes
 # float32 tensors of a chunk of logits at once: the logits, and what log-probability, entropy and
@@ -132,7 +131,9 @@ def estimate(
         {
             "generate": [part for part in generate if part.name not in stays],
             "score, prepare": [_forward(size.shape, work, itemsize), chunk],
-            "update": _update(size, work, model, itemsize, chunk, learns_whole),
+            "update": _update(
+                size, work, model, itemsize, _chunk(size, work, device, learns_whole), learns_whole
+            ),
             "evaluate": _evaluation(size, work, itemsize, chunk, learns_whole, eval_dtype),
         },
     )
@@ -197,9 +198,9 @@ def _forward(shape: Shape, work: Work, itemsize: int) -> Part:
     return Part("activations", tokens * vectors * itemsize, f"one layer, {tokens} tokens")
 
 
-def _chunk(size: Size, work: Work, device: str) -> Part:
+def _chunk(size: Size, work: Work, device: str, head_learns: bool = False) -> Part:
     vocabulary = size.shape.vocabulary
-    most = max((CHUNK_ON_CPU if device == "cpu" else CHUNK_ELSEWHERE) // vocabulary, 1)
+    most = max(logits_at_once(device, head_learns) // vocabulary, 1)
     # Only positions before a response's token have logits.
     predicted = max(min(work.budget, work.decoded * work.width) * work.response // work.width, 1)
     rows = min(most, predicted)

@@ -19,14 +19,11 @@ from transformers import Cache
 from rlalign.logprobs import linearised, token_entropy, token_logprobs
 from rlalign.packing import Layout, can_pack, packed_pass
 from rlalign.products import DecodeWeights, thin_products
+from rlalign.sizes import logits_at_once
 from rlalign.types import Rollout
 
 # (policy, logits (N, V), hidden (N, H), targets (N,)) -> (N,) tensors by name
 TokenFn = Callable[["Policy", Tensor, Tensor, Tensor], dict[str, Tensor]]
-
-# Logits of so many numbers are made, used and dropped at a time. On a CPU 32 MB of them stay near
-# the processor, and larger blocks are fetched from the system anew each time, page by page.
-CHUNK_ON_CPU, CHUNK_ELSEWHERE = 2**23, 2**27
 
 
 def logprobs_only(
@@ -192,10 +189,9 @@ class Policy(nn.Module):
     ) -> dict[str, Tensor]:
         """`token_fn`'s tensors (N,), from logits of which only a chunk is held at a time."""
         head = self._base(self.lm).get_output_embeddings()
-        vocabulary = head.weight.shape[0]
-        chunk = CHUNK_ON_CPU if hidden.device.type == "cpu" else CHUNK_ELSEWHERE
-        size = max(chunk // vocabulary, 1)
         is_frozen = not any(p.requires_grad for p in head.parameters())
+        numbers = logits_at_once(hidden.device.type, torch.is_grad_enabled() and not is_frozen)
+        size = max(numbers // head.weight.shape[0], 1)
 
         def outputs_of(hidden: Tensor, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
             if self.temperature != 1.0:

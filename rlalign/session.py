@@ -17,6 +17,7 @@ from rewards.trl_style import HANDED, Logged, context
 from rlalign.audit import check_judges
 from rlalign.config import ConfigError
 from rlalign.generation import RolloutEngine, build_engine, check_engine
+from rlalign.heap import keep_freed_memory
 from rlalign.models import build_policy, check_tokenizer, load_tokenizer, locate
 from rlalign.prompts import PromptSet, encode, load_prompts, scheduled
 from rlalign.ranks import Ranks, set_threads
@@ -48,6 +49,8 @@ class Session:
         self.config = config
         self.ranks = Ranks()
         threads = set_threads(config.train.threads)
+        if self.ranks.device.type == "cpu":
+            keep_freed_memory()
         if self.ranks.is_main:
             logger.info("%d process(es) with %d thread(s) each", self.ranks.size, threads)
         classifiers.set_device(str(self.ranks.device))

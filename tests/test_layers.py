@@ -24,6 +24,7 @@ LAYERS = [
         "packing",
         "sizes",
         "files",
+        "heap",
     }
     | {"terminal", "redact", "startup"},
     {"prompts", "pairs", "policy", "models", "ranks", "checkpoint", "metrics", "runs", "tracking"}

@@ -130,7 +130,7 @@ def test_chunks_change_neither_outputs_nor_gradients(lm, head, monkeypatch):
     whole, whole_gradients = outputs_and_gradients()
     assert len(logits) == 1
     vocabulary = logits[0].shape[1]
-    monkeypatch.setattr(policy_module, "CHUNK_ON_CPU", 4 * vocabulary + 1)
+    monkeypatch.setattr(policy_module, "logits_at_once", lambda *_: 4 * vocabulary + 1)
     chunked, chunked_gradients = outputs_and_gradients()
     assert len(logits) > 1 and max(map(len, logits)) == 4
     assert_close(chunked, whole)
