@@ -6,6 +6,7 @@ iteration's work. Elsewhere that pass is made.
 """
 
 import logging
+import math
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ from rlalign.types import Rollout
 
 logger = logging.getLogger(__name__)
 
-# Nats by which a token's log-probability may differ between the decode loop and a pass: float32's
-# rounding over a deep model. Wrong weights, caches or positions are off by tenths.
+# By which a token's numbers may differ between the decode loop and a pass (nats; values above 1 in
+# proportion): float32's rounding over a deep model. Wrong weights or caches are off by tenths.
 AGREES = 1e-3
 
 
@@ -35,11 +36,11 @@ def behaviour(policy: Policy, rollout: Rollout, budget: int) -> tuple[dict[str, 
     passed = evaluate_rollout(policy, rollout.rows(row), all_outputs, budget)
     outputs = {name: x.clone() for name, x in rollout.recorded.outputs.items()}
     width = passed["logprobs"].shape[1]
-    gap = float((passed["logprobs"] - outputs["logprobs"][row, :width]).abs().amax())
+    gap = max(apart(outputs[name][row, :width], x) for name, x in passed.items())
     if not gap < AGREES:
         logger.warning(
-            "the sampler's log-probabilities are off by up to %.2g nats from those of a pass over "
-            "the same tokens: they are not used, and an iteration takes a pass longer",
+            "what the sampler noted is off by up to %.2g from a pass over the same tokens: it is "
+            "not used, and an iteration takes a pass longer",
             gap,
         )
         return evaluate_rollout(policy, rollout, all_outputs, budget), mask
@@ -48,3 +49,9 @@ def behaviour(policy: Policy, rollout: Rollout, budget: int) -> tuple[dict[str, 
     read = torch.zeros_like(mask)
     read[row] = mask[row]
     return outputs, read
+
+
+def apart(noted: Tensor, passed: Tensor) -> float:
+    """The largest difference; infinite where one is no number."""
+    gap = ((noted - passed).abs() / passed.abs().clamp(min=1.0)).amax()
+    return float(gap.nan_to_num(nan=math.inf))

@@ -19,8 +19,9 @@ from rlalign.sizes import Shape, logits_at_once
 
 FLOAT32 = 4  # bytes
 # float32 tensors of a chunk of logits at once: the logits, and what log-probability, entropy and
-# their gradient make of them. Of a decoding step: the logits and their cumulative probabilities.
-COPIES_OF_CHUNK, COPIES_OF_STEP = 5, 3
+# their gradient make of them. Of a decoding step: the logits and their cumulative probabilities;
+# in float32 also what the entropy takes.
+COPIES_OF_CHUNK, COPIES_OF_STEP, COPIES_WITH_ENTROPY = 5, 3, 5
 CACHE, COPIES = "key-value cache", "weights for decoding"
 CUDA_CONTEXT = 500 * 2**20  # kernels and handles, by order of magnitude
 
@@ -34,7 +35,7 @@ class Size:
     embedding: int  # those of the output embedding
     adapters: int  # 0 where every weight learns
     linear: int  # those of linear layers, one that is tied to an embedding included
-    adapted: int  # those of layers with an adapter
+    adapted: int  # those of linear layers with an adapter
 
     @classmethod
     def of(cls, config: Any, model: ModelSection) -> "Size":
@@ -47,7 +48,8 @@ class Size:
             if model.lora is not None:
                 lm = add_lora(lm, model.lora)
                 adapters = count(lm) - weights
-                adapted = sum(count(m.base_layer) for m in lm.modules() if isinstance(m, Linear))
+                bases = [m.base_layer for m in lm.modules() if isinstance(m, Linear)]
+                adapted = sum(m.weight.numel() for m in bases if type(m) is nn.Linear)
         return cls(Shape.of(config), weights, count(head), adapters, linear, adapted)
 
 
@@ -179,7 +181,8 @@ def _decoding(size: Size, rows: int, work: Work, itemsize: int, learns_whole: bo
     """Cache, logits, and weights for decoding; a layer's cache grows by a copy, so one is twice."""
     shape = size.shape
     cache = rows * work.width * shape.key_values * (shape.layers + 1) * itemsize
-    logits = COPIES_OF_STEP * FLOAT32 * rows * shape.vocabulary
+    copies = COPIES_WITH_ENTROPY if itemsize == FLOAT32 else COPIES_OF_STEP
+    logits = copies * FLOAT32 * rows * shape.vocabulary
     parts = [
         Part(CACHE, cache, f"{rows} responses of {work.width} tokens"),
         Part("logits of a step", logits, f"{rows} x {shape.vocabulary}, float32"),

@@ -4,9 +4,9 @@ import ctypes
 import os
 import sys
 
-# mallopt's names for them (malloc.h), and a size that no block reaches.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-NEVER = 2**31 - 1
+# mallopt's names for them (malloc.h), and the largest size there is.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+NEVER = -1
 OWN_SETTINGS = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 
 
@@ -17,12 +17,13 @@ def keep_freed_memory() -> bool:
     each time: gradients of an embedding, logits and copies of weights are such blocks, several a
     micro-batch. Kept, a full fine-tune's update is a third faster; the peak stays where it is.
     Other C libraries are left alone, and so is a process whose environment sets glibc's own
-    switches (`OWN_SETTINGS`), which is how to turn this off.
+    switches (`OWN_SETTINGS`): an empty GLIBC_TUNABLES turns this off and nothing else on.
     """
     if not sys.platform.startswith("linux") or any(name in os.environ for name in OWN_SETTINGS):
         return False
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
-    thresholds = (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD)
-    return all([libc.mallopt(threshold, NEVER) == 1 for threshold in thresholds])
+    # Blocks of every size come from the heap. Older versions refuse a threshold above 32 MB, and
+    # one without the other is worse than neither.
+    return bool(libc.mallopt(M_MMAP_MAX, 0) == 1 and libc.mallopt(M_TRIM_THRESHOLD, NEVER) == 1)

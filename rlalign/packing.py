@@ -6,7 +6,7 @@ out as (B, L), right-padded, where plain causal attention needs no mask at all.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ class Layout:
     sequences: int  # B
     longest: int  # L
     places: Tensor  # (N,) int64 into B x L
+    windows: list[int | None] | None = None  # takes down what each layer says of its window
 
     @classmethod
     def of(cls, mask: Tensor) -> "Layout":
@@ -62,6 +63,8 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, sliding_window=sliding_window, **settings
         )
+    if packed.windows is not None:
+        packed.windows.append(sliding_window)
     window = None
     if sliding_window is not None and packed.longest > sliding_window:
         places = torch.arange(packed.longest, device=query.device)
@@ -104,18 +107,10 @@ def _agrees(lm: Any, trunk: nn.Module) -> bool:
     places = torch.cat([positions_of(4, device), positions_of(5, device)], 1)
     first, second = ids[:, :4], ids[:, 4:]
     windows: list[int | None] = []
-
-    def noting(*args: Any, **settings: Any) -> tuple[Tensor, None]:
-        windows.append(settings.get("sliding_window"))
-        return packed_attention(*args, **settings)
-
-    AttentionInterface.register(NAME, noting)
     try:
-        together = packed_pass(trunk, ids, places, Layout.of(mask))
+        together = packed_pass(trunk, ids, places, replace(Layout.of(mask), windows=windows))
     except Exception:  # a model that takes no such argument, or cannot work on it, in its own words
         return False
-    finally:
-        AttentionInterface.register(NAME, packed_attention)
     if Counter(windows) != Counter(_windows(config)):
         return False  # a window that only a mask would hold
     apart = torch.cat([trunk(input_ids=x, use_cache=False)[0] for x in (first, second)], 1)

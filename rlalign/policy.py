@@ -1,6 +1,7 @@
 """The policy: a causal LM with a value head, and the reference it is held to.
 
-Every gradient, log-probability and value comes through `Policy.forward`.
+Every gradient comes through `Policy.forward`, and every log-probability and value through it or,
+as a token is drawn, through `Policy.next_state`.
 """
 
 import copy
@@ -73,7 +74,8 @@ class Policy(nn.Module):
         super().__init__()
         self.lm = lm
         self.temperature = temperature
-        self.identity = uuid4().hex  # of these weights as they move, over processes
+        self.identity = uuid4().hex
+        self._notes = False  # `is_exact`, while it decodes
         self.autocast_dtype = autocast
         self._decode_weights = DecodeWeights()
         hidden_size = self._base(lm).config.get_text_config().hidden_size
@@ -133,11 +135,20 @@ class Policy(nn.Module):
         """Whether a token's numbers are the same but for float32's last bits, however it is read.
 
         In lower precision a product rounds by the shape of its batch: what was noted while a token
-        was drawn is not what the update starts from.
+        was drawn is not what the update starts from. Neither are logits that the LM reshapes.
         """
-        is_float32 = all(p.dtype == torch.float32 for p in self.lm.parameters())
-        highest = torch.get_float32_matmul_precision() == "highest"
-        return self.autocast_dtype is None and is_float32 and highest and not self.reads_reference
+        if self.autocast_dtype is not None or self.reads_reference or not self._head_is_plain:
+            return False
+        try:
+            highest = torch.get_float32_matmul_precision() == "highest"
+        except RuntimeError:  # somebody set another precision by torch's newer names
+            return False
+        return highest and all(p.dtype == torch.float32 for p in self.lm.parameters())
+
+    @property
+    def weights_id(self) -> tuple[str, int]:
+        """Another one after each change of a weight by torch's own operations."""
+        return self.identity, sum(p._version for p in self.parameters())
 
     def values(self, hidden: Tensor) -> Tensor:
         """(N,) float32 value of the state that each hidden vector (N, H) has read."""
@@ -219,7 +230,7 @@ class Policy(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Logits (B, V) over the temperature of the token behind `ids` (B, L), and values (B,).
 
-        Both float32; no values where a pass over the whole text could give others (`is_exact`).
+        Both float32; values inside `decoding` alone, and where a pass gives the same (`is_exact`).
         `cache` holds what came before `ids` and takes them in; `mask` covers both. One of four
         dimensions (B, 1, L, length), true where a token is attended to, is taken as it is.
         """
@@ -233,7 +244,7 @@ class Policy(nn.Module):
                 hidden = self._trunk(self.lm)(**inputs, use_cache=True)[0][:, -1]  # (B, H)
                 # Contiguous, or a CPU copies the whole head once a row: 3 s a prefill in bf16.
                 logits = self._base(self.lm).get_output_embeddings()(hidden.contiguous())
-                values = self.values(hidden) if self.is_exact else None
+                values = self.values(hidden) if self._notes else None
             else:
                 logits = self.lm(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1]
         in_float32: Tensor = logits.float().contiguous()  # a thin product leaves them transposed
@@ -243,15 +254,16 @@ class Policy(nn.Module):
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
-        """The LM as it decodes best, in eval mode: in train mode, activation checkpointing would
-        drop its cache."""
+        """The LM as it decodes best, in eval mode: activation checkpointing drops its cache."""
         lm, was_training = self.lm, self.lm.training
         lm.eval()
         try:
-            weights = self._decode_weights(lm, self.autocast_dtype)
+            self._notes = self.is_exact
+            weights = self._decode_weights(lm, self.autocast_dtype, keeps=not self.reads_reference)
             with torch.no_grad(), weights, thin_products(lm):
                 yield
         finally:
+            self._notes = False
             lm.train(was_training)
 
     # -- the reference -------------------------------------------------------------------------

@@ -67,7 +67,8 @@ class FastLoraLinear(LoraLinear):
         """Whether base and adapter are float32, where merging moves nothing but the last bits."""
         adapter = self.adapter()
         tensors = () if adapter is None else (self.base_layer.weight, *adapter[:2])
-        return bool(tensors) and all(x.dtype == torch.float32 for x in tensors)
+        plain = bool(tensors) and all(x.dtype == torch.float32 for x in tensors)
+        return plain and not self.is_merged_copy
 
     def merged_into(self, room: Tensor) -> Tensor:
         """`room`, filled with the base's weight and the adapter's product."""
@@ -150,8 +151,10 @@ class DecodeWeights:
         return DecodeWeights()  # a copied model makes copies of its own
 
     @contextmanager
-    def __call__(self, lm: nn.Module, autocast: torch.dtype | None) -> Iterator[None]:
-        """Inside, the layers of `lm` hold the weights for decoding."""
+    def __call__(
+        self, lm: nn.Module, autocast: torch.dtype | None, keeps: bool = True
+    ) -> Iterator[None]:
+        """Inside, the layers of `lm` hold the weights for decoding; on a GPU room may be kept."""
         masters: list[tuple[nn.Module, nn.Parameter]] = []
         merged: list[FastLoraLinear] = []
 
@@ -163,7 +166,7 @@ class DecodeWeights:
             if autocast is None:
                 for layer in fast_layers(lm):
                     base: Any = layer.base_layer
-                    room = self._room(base, base.weight.dtype)
+                    room = self._room(base, base.weight.dtype, keeps)
                     layer.merged_into(room.data)
                     hand(base, room)
                     merged.append(layer)
@@ -171,7 +174,7 @@ class DecodeWeights:
             else:
                 for linear in lm.modules():
                     if type(linear) is nn.Linear and linear.weight.dtype == torch.float32:
-                        room = self._room(linear, autocast)
+                        room = self._room(linear, autocast, keeps)
                         room.data.copy_(linear.weight.data)
                         hand(linear, room)
             yield
@@ -181,13 +184,13 @@ class DecodeWeights:
             for layer in merged:
                 layer.is_merged_copy = False
 
-    def _room(self, layer: Any, dtype: torch.dtype) -> nn.Parameter:
+    def _room(self, layer: Any, dtype: torch.dtype, keeps: bool) -> nn.Parameter:
         """Room for a copy of the layer's weight."""
         room = self._kept.get((layer, dtype))
         if room is None:
             empty = torch.empty_like(layer.weight.data, dtype=dtype)
             room = nn.Parameter(empty, requires_grad=False)
-            if empty.device.type == "cuda":
+            if keeps and empty.device.type == "cuda":
                 self._kept[layer, dtype] = room
         return room
 

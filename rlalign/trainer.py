@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rlalign.exits import DivergedError
 from rlalign.masking import SumOverRanks
-from rlalign.policy import Policy, micro_batches
+from rlalign.policy import Policy, micro_batches, tensors
 from rlalign.scoring import score_given, score_rollout
 from rlalign.sections import RunConfig
 from rlalign.session import Session
@@ -149,12 +149,13 @@ class Trainer:
         return stats
 
     def _unless_stale(self, scored: ScoredRollout) -> ScoredRollout:
-        """Without what the sampler noted, where another policy sampled or this one has moved on."""
-        rollout, policy = scored.rollout, self.session.policy
-        noted = rollout.recorded
-        if noted is None:
+        """Without what the sampler noted, where it was of other weights or of other tokens."""
+        rollout, weights = scored.rollout, self.session.policy.weights_id
+        if rollout.recorded is None:
             return scored
-        if noted.policy == policy.identity and rollout.policy_step == self.optimizer_steps:
+        # Steps count too: a fused optimiser leaves torch's own count of changes as it was.
+        is_of_now = rollout.policy_step == self.optimizer_steps
+        if is_of_now and rollout.recorded.holds(weights, tensors(rollout)):
             return scored
         return replace(scored, rollout=replace(rollout, recorded=None))
 

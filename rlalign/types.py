@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rewards.trl_style import Logged
@@ -42,12 +43,30 @@ class PromptBatch:
 class Recorded:
     """What a policy said of its tokens as it drew them: what a pass over them would say again."""
 
-    policy: str  # `Policy.identity` of the one that sampled
+    weights: tuple[str, int]  # `Policy.weights_id` of what sampled
+    tokens: tuple[Tensor, ...]  # prompt and response ids and masks, as they were drawn
     outputs: Mapping[str, Tensor]  # (B, T) float32: logprobs, entropy, values; 0 off the mask
 
     def rows(self, index: Tensor, width: int) -> "Recorded":
         """Of the chosen samples' first `width` tokens."""
-        return Recorded(self.policy, {name: x[index, :width] for name, x in self.outputs.items()})
+        prompts, prompt_mask, responses, mask = self.tokens
+        first = prompts.shape[1] - int(prompt_mask[index].sum(1).amax())
+        return Recorded(
+            self.weights,
+            (
+                prompts[index, first:],
+                prompt_mask[index, first:],
+                responses[index, :width],
+                mask[index, :width],
+            ),
+            {name: x[index, :width] for name, x in self.outputs.items()},
+        )
+
+    def holds(self, weights: tuple[str, int], tokens: tuple[Tensor, ...]) -> bool:
+        """Whether it says of these weights what they make of these tokens."""
+        if self.weights != weights:
+            return False
+        return all(map(torch.equal, self.tokens, tokens))
 
 
 @dataclass(frozen=True)

@@ -54,4 +54,6 @@ def test_a_loop_of_ones_own_needs_no_rewards():
     trainer = open_trainer(SETTINGS, model="glass-tiny", prompts=PROMPTS)
     rollout = trainer.generate(["Alice saw a"], n=4)
     stats = trainer.step(rollout, scores=[1.0, 0.0, 0.0, 2.0])
-    assert trainer.iteration == 1 and stats["kl/ref"] == 0.0 and len(rollout.texts) == 4
+    assert trainer.iteration == 1 and len(rollout.texts) == 4
+    # The policy is its reference; how a token was read may show in the last bits of float32.
+    assert abs(stats["kl/ref"]) < 1e-5

@@ -206,6 +206,7 @@ def test_adapters_on_and_off_have_buffers_of_their_own(monkeypatch):
             engine.generate(prompts, 1, builders.seeded())
             buffers.append(engine._buffers)
     assert [b.of_reference for b in buffers] == [False, True] * 2
+    assert len(set(map(id, buffers))) == 4  # and the reference's are made anew each time
 
 
 def bart():

@@ -145,7 +145,7 @@ def tied_llama():
 def taken_apart(policy, monkeypatch):
     """Decode by the weights that learn: no copy is made."""
     monkeypatch.setattr(FastLoraLinear, "can_merge", lambda self: False)
-    monkeypatch.setattr(DecodeWeights, "__call__", lambda self, lm, autocast: nullcontext())
+    monkeypatch.setattr(DecodeWeights, "__call__", lambda *_, **__: nullcontext())
 
 
 def stirred(policy):
@@ -254,6 +254,17 @@ def test_policy_and_reference_decode_by_their_own_weights(whole, dtype, referenc
             assert gap(reading, rollout) < bound
         with nullcontext(policy) if is_reference else policy.reference() as other:
             assert gap(other, rollout) > 3 * bound
+
+
+def test_decoding_inside_decoding_merges_once():
+    policy = builders.adapted_policy()
+    layer = policy.lm.base_model.model.model.layers[0].mlp.up_proj
+    with policy.decoding():
+        once = layer.base_layer.weight
+        with policy.decoding():
+            assert layer.base_layer.weight is once and layer.is_merged_copy
+        assert layer.is_merged_copy
+    assert not layer.is_merged_copy
 
 
 def test_a_bfloat16_base_is_never_merged():

@@ -280,6 +280,10 @@ def test_a_thread_works_on_the_gpu_of_its_process(monkeypatch):
     scoring.enter(torch.device("cpu"))
     scoring.enter(torch.device("cuda:3"))
     assert used == [torch.device("cuda:3")]
+    entered = []
+    monkeypatch.setattr(scoring, "enter", entered.append)
+    scored_by([slowly(0.01)], builders.adapted_policy())
+    assert entered == [torch.device("cpu")]
 
 
 def test_a_reward_that_fails_beside_the_reference_is_named_and_the_policy_left_whole():

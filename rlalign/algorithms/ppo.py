@@ -94,7 +94,7 @@ class PPORun(RunConfig):
 class PPOBatch:
     rollout: Rollout
     ref_logprobs: Tensor  # (B, T)
-    old_logprobs: Tensor  # (B, T), the trainer's before the update, not the sampler's
+    old_logprobs: Tensor  # (B, T), before the update: the trainer's, or notes that it agrees with
     old_values: Tensor  # (B, T)
     advantages: Tensor  # (B, T), whitened over every rank's real tokens
     returns: Tensor  # (B, T)

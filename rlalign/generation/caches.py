@@ -124,8 +124,8 @@ class StaticBuffers:
         self.replays = device.type == "cuda"
 
     def serves(self, policy: Policy, rows: int, length: int) -> bool:
-        # A captured graph is one of the weights that it was captured with, adapters on or off.
-        is_same = self.policy is policy and self.of_reference == policy.reads_reference
+        # A graph goes on with the weights that it was captured with; the reference's are not kept.
+        is_same = self.policy is policy and not (self.of_reference or policy.reads_reference)
         return is_same and rows <= self.capacity and length <= self.length
 
     def fill(self, cache: DynamicCache, mask: Tensor, n: int) -> None:

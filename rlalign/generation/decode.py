@@ -19,7 +19,7 @@ from rlalign.generation.caches import (
 from rlalign.generation.engine import make_rollout
 from rlalign.generation.sampling import Sampler, sample_inverse_cdf
 from rlalign.logprobs import token_entropy
-from rlalign.policy import Policy
+from rlalign.policy import Policy, tensors
 from rlalign.types import PromptBatch, Recorded, Rollout
 
 
@@ -107,7 +107,7 @@ class DecodeEngine:
         width = rollout.response_ids.shape[1]
         outputs = {name: torch.cat([x[name] for x in noted])[:, :width] for name in noted[0]}
         outputs["logprobs"] = logprobs[:, :width]
-        recorded = Recorded(self.policy.identity, outputs)
+        recorded = Recorded(self.policy.weights_id, tensors(rollout), outputs)
         return replace(rollout, recorded=recorded)
 
     def _is_static(self, policy: Policy, length: int) -> bool:
