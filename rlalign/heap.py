@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
 
     By default glibc hands blocks above 32 MB back to the system and gets them page by page, zeroed,
     each time: gradients of an embedding, logits and copies of weights are such blocks, several a
-    micro-batch. Kept, a full fine-tune's update is a third faster; the peak stays where it is.
+    micro-batch; docs/performance.md has what that costs. Splinters of what is kept raise the peak.
     Other C libraries are left alone, and so is a process whose environment sets glibc's own
     switches (`OWN_SETTINGS`): an empty GLIBC_TUNABLES turns this off and nothing else on.
     """

@@ -127,13 +127,30 @@ def engine(policy: Policy, **settings: Any) -> DecodeEngine:
     return made
 
 
-def adapted_policy(dtype: torch.dtype = torch.float32) -> Policy:
-    """The oracle's model under LoRA adapters that are not zero."""
-    section = ModelSection(lora=LoraSection(r=2))
-    policy = build_policy(section, 1.0, torch.device("cpu"), oracle.language_model().to(dtype))
+def drawn(policy: Policy, seed: int = 0, n: int = 3, **settings: Any) -> Rollout:
+    """Responses to the oracle's prompts, 20 times over."""
+    made = engine(policy, **({"max_new_tokens": 7} | settings))
+    return made.generate(prompt_batch(oracle.PROMPTS * 20), n, seeded(seed))
+
+
+def adapted_policy(
+    dtype: torch.dtype = torch.float32,
+    lm: nn.Module | None = None,
+    std: float = 0.3,
+    target_modules: Sequence[str] | None = None,
+    **section: Any,
+) -> Policy:
+    """The oracle's model, or `lm`, under LoRA adapters that are not zero."""
+    lora = (
+        LoraSection(r=2)
+        if target_modules is None
+        else LoraSection(r=2, target_modules=list(target_modules))
+    )
+    lm = (oracle.language_model() if lm is None else lm).to(dtype)
+    policy = build_policy(ModelSection(lora=lora, **section), 1.0, torch.device("cpu"), lm)
     for name, parameter in policy.trainable().items():
         if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.3)
+            nn.init.normal_(parameter, std=std)
     return policy
 
 

@@ -15,10 +15,8 @@ from torch.testing import assert_close
 
 from rlalign.behaviour import behaviour
 from rlalign.generation import sample_inverse_cdf
-from rlalign.models import build_policy
 from rlalign.policy import Policy, all_outputs, evaluate_rollout
 from rlalign.scoring import score_given
-from rlalign.sections import LoraSection, ModelSection
 
 BUDGET = 200
 
@@ -27,30 +25,18 @@ def sdpa():
     return oracle.language_model(attention="sdpa")
 
 
-def drawn(policy, **settings):
-    engine = builders.engine(policy, **({"max_new_tokens": 7} | settings))
-    return engine.generate(builders.prompt_batch(oracle.PROMPTS * 10), 2, builders.seeded())
-
-
-def adapted():
-    section = ModelSection(lora=LoraSection(r=2))
-    policy = build_policy(section, 1.0, torch.device("cpu"), sdpa())
-    for name, parameter in policy.trainable().items():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return policy
-
-
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("batch_size", [None, 6])
 @pytest.mark.parametrize("make_lm", [sdpa, builders.gpt2, None])
 def test_what_the_sampler_noted_is_what_a_pass_gives(make_lm, batch_size, static):
-    made = (
-        builders.adapted_policy if make_lm is None else lambda: Policy(make_lm(), reference="none")
+    is_adapted = make_lm is None
+    policy = (
+        builders.adapted_policy(lm=sdpa()) if is_adapted else Policy(make_lm(), reference="none")
     )
-    policy = made()
     policy.temperature = 0.7
-    rollout = drawn(policy, static=static, batch_size=batch_size)
+    engine = builders.engine(policy, max_new_tokens=7, static=static, batch_size=batch_size)
+    rollout = engine.generate(builders.prompt_batch(oracle.PROMPTS * 10), 2, builders.seeded())
+    assert (engine._buffers is not None) == static
     assert rollout.recorded is not None and not bool(rollout.response_mask.all())
     noted = rollout.recorded.outputs
     passed = evaluate_rollout(policy, rollout, all_outputs, BUDGET)
@@ -70,12 +56,12 @@ def greedy(logits, uniform):
 
 def test_nothing_is_noted_where_a_pass_would_give_other_numbers():
     for lm in (oracle.language_model().bfloat16(), builders.gemma2()):  # the second soft-caps
-        assert drawn(Policy(lm, reference="none")).recorded is None
+        assert builders.drawn(Policy(lm, reference="none")).recorded is None
     policy = Policy(oracle.language_model(), autocast=torch.bfloat16, reference="copy")
-    assert drawn(policy).recorded is None
+    assert builders.drawn(policy).recorded is None
     policy.autocast_dtype = None
     with policy.reference():
-        assert drawn(policy).recorded is None
+        assert builders.drawn(policy).recorded is None
     engine = builders.engine(policy)
     batch = builders.prompt_batch(oracle.PROMPTS)
     assert engine.generate(batch, 1, builders.seeded(), greedy).recorded is None
@@ -84,7 +70,7 @@ def test_nothing_is_noted_where_a_pass_would_give_other_numbers():
 
 def test_one_response_is_read_and_the_others_are_not(monkeypatch):
     policy = Policy(oracle.language_model(), reference="none")
-    rollout = drawn(policy)
+    rollout = builders.drawn(policy)
     whole = evaluate_rollout(policy, rollout, all_outputs, BUDGET)
     sizes = []
     policy.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
@@ -101,7 +87,7 @@ def test_one_response_is_read_and_the_others_are_not(monkeypatch):
 @pytest.mark.parametrize("off", [0.01, float("nan")])
 def test_notes_that_a_pass_denies_are_not_used(off, name, caplog):
     policy = Policy(oracle.language_model(), reference="none")
-    rollout = drawn(policy)
+    rollout = builders.drawn(policy)
     outputs = dict(rollout.recorded.outputs)
     outputs[name] = outputs[name] + off
     rollout = replace(rollout, recorded=replace(rollout.recorded, outputs=outputs))

@@ -7,22 +7,16 @@ from functools import partial
 import builders
 import oracle
 import pytest
+import replayed
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import (
-    BartConfig,
-    BartForCausalLM,
-    FalconConfig,
-    FalconForCausalLM,
     GenerationConfig,
 )
 
 from rlalign.generation import caches, sample_inverse_cdf
-from rlalign.generation.caches import StaticBuffers
-from rlalign.models import build_policy
 from rlalign.policy import Policy, evaluate_rollout, logprobs_only
-from rlalign.sections import LoraSection, ModelSection
 
 LENGTH = 3
 SAMPLES = 12_000
@@ -70,40 +64,6 @@ def assert_drawn_from(rollout, prompt: str, probabilities: Tensor) -> None:
 sdpa = partial(oracle.language_model, attention="sdpa")
 
 
-class Replayed:
-    """Stands for a CUDA graph: it reads and writes the same tensors every time."""
-
-    def __init__(self, buffers, rows: int) -> None:
-        self.buffers, self.rows = buffers, rows
-        self.state = buffers._forward(rows, buffers.length)
-
-    def replay(self) -> None:
-        again = self.buffers._forward(self.rows, self.buffers.length)
-        for kept, x in zip(self.state, again, strict=True):
-            if x is not None:
-                kept.copy_(x)
-
-
-def replay_steps(monkeypatch) -> list[int]:
-    """Decode as on a GPU, graphs replaced; the numbers of rows that were captured."""
-    captured = []
-
-    def capture(buffers, rows):
-        captured.append(rows)
-        graph = Replayed(buffers, rows)
-        return graph, graph.state
-
-    monkeypatch.setattr(StaticBuffers, "_captured", capture)
-    make = StaticBuffers.__init__
-
-    def made(buffers, *given):
-        make(buffers, *given)
-        buffers.replays = True
-
-    monkeypatch.setattr(StaticBuffers, "__init__", made)
-    return captured
-
-
 CASES = {
     "plain": {},
     "several samples of a prompt": {"n": 4},
@@ -126,7 +86,7 @@ def test_samples_follow_the_enumerated_distribution(case, monkeypatch):
     lm, temperature = settings["lm"](), settings["temperature"]
     policy = Policy(lm, temperature=temperature, reference="none")
     if "replayed" in settings:
-        replay_steps(monkeypatch)
+        replayed.replay_steps(monkeypatch)
     rest = {name: settings[name] for name in ("batch_size", "static") if name in settings}
     engine = builders.engine(policy, **rest)
     prompts = oracle.PROMPTS * (SAMPLES // 2 // settings["n"])  # of unequal lengths, interleaved
@@ -136,148 +96,16 @@ def test_samples_follow_the_enumerated_distribution(case, monkeypatch):
         assert_drawn_from(rollout, prompt, exact_probabilities(lm, prompt, temperature))
 
 
-def drawn(policy: Policy, seed: int = 0, n: int = 3, **settings):
-    engine = builders.engine(policy, **({"max_new_tokens": 7} | settings))
-    return engine.generate(builders.prompt_batch(oracle.PROMPTS * 20), n, builders.seeded(seed))
-
-
 def test_draws_do_not_depend_on_compaction_or_batch_size(monkeypatch):
     policy = Policy(oracle.language_model(), reference="none")
-    plain = drawn(policy)
+    plain = builders.drawn(policy)
     for compact_below, batch_size in ((0.0, None), (1.0, None), (0.75, 7), (1.0, 1)):
         monkeypatch.setattr(caches, "COMPACT_BELOW", compact_below)
-        other = drawn(policy, batch_size=batch_size)
+        other = builders.drawn(policy, batch_size=batch_size)
         assert other.response_ids.tolist() == plain.response_ids.tolist()
         assert other.response_mask.tolist() == plain.response_mask.tolist()
         assert other.texts == plain.texts
         assert_close(other.logprobs, plain.logprobs, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("replays", [False, True])
-@pytest.mark.parametrize("make_lm", [sdpa, builders.gpt2])
-def test_static_caches_draw_what_growing_ones_do(make_lm, replays, monkeypatch):
-    policy = Policy(make_lm(), temperature=0.7, reference="none")
-    growing = drawn(policy)
-    captured = replay_steps(monkeypatch) if replays else []
-    engine = builders.engine(policy, max_new_tokens=7, static=True)
-    prompts = builders.prompt_batch(oracle.PROMPTS * 20)
-    for _ in range(2):  # the second time in the buffers of the first
-        static = engine.generate(prompts, 3, builders.seeded(0))
-        assert static.response_ids.tolist() == growing.response_ids.tolist()
-        assert static.texts == growing.texts
-        assert static.finished.tolist() == growing.finished.tolist()
-        assert_close(static.logprobs, growing.logprobs, rtol=1e-4, atol=1e-5)
-    if replays:  # each number of rows is captured once, and halves as rows finish
-        trial, *run = captured
-        assert trial == 2 and run[:3] == [120, 60, 30] and len(set(run)) == len(run)
-
-
-def test_static_buffers_grow_for_more_rows_or_longer_texts():
-    policy = Policy(sdpa(), reference="none")
-    engine = builders.engine(policy, static=True)
-    few, many = (builders.prompt_batch(oracle.PROMPTS * k) for k in (2, 9))
-    engine.generate(few, 1, builders.seeded())
-    first = engine._buffers
-    engine.generate(few, 1, builders.seeded())
-    assert engine._buffers is first
-    engine.generate(many, 1, builders.seeded())
-    assert engine._buffers is not first and engine._buffers.capacity == 18
-    engine.sync(Policy(sdpa(), reference="none"))
-    before = engine._buffers
-    engine.generate(many, 1, builders.seeded())
-    assert engine._buffers is not before  # graphs hold another policy's weights
-
-
-def test_adapters_on_and_off_have_buffers_of_their_own(monkeypatch):
-    """A captured graph goes on with the weights that it was captured with."""
-    replay_steps(monkeypatch)
-    section = ModelSection(lora=LoraSection(r=2))
-    policy = build_policy(section, 1.0, torch.device("cpu"), sdpa())
-    for name, parameter in policy.trainable().items():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
-    engine = builders.engine(policy, static=True)
-    prompts = builders.prompt_batch(oracle.PROMPTS * 9)
-    buffers = []
-    for _ in range(2):
-        engine.generate(prompts, 1, builders.seeded())
-        buffers.append(engine._buffers)
-        with policy.reference():
-            engine.generate(prompts, 1, builders.seeded())
-            buffers.append(engine._buffers)
-    assert [b.of_reference for b in buffers] == [False, True] * 2
-    assert len(set(map(id, buffers))) == 4  # and the reference's are made anew each time
-
-
-def bart():
-    """Its decoder alone: it takes no positions and counts them by what the cache holds."""
-    torch.manual_seed(0)
-    config = BartConfig(
-        vocab_size=builders.VOCABULARY, d_model=16, decoder_layers=2, decoder_attention_heads=4,
-        decoder_ffn_dim=32, init_std=0.3, bos_token_id=None, eos_token_id=oracle.EOS,
-        pad_token_id=oracle.EOS,
-    )  # fmt: skip
-    return BartForCausalLM(config).eval()
-
-
-def falcon():
-    """ALiBi, which is made of the mask: one of four dimensions is not what it expects."""
-    torch.manual_seed(0)
-    config = FalconConfig(
-        vocab_size=builders.VOCABULARY, hidden_size=16, num_hidden_layers=2, initializer_range=0.3,
-        num_attention_heads=4, alibi=True, bos_token_id=None, eos_token_id=oracle.EOS,
-        pad_token_id=oracle.EOS,
-    )  # fmt: skip
-    return FalconForCausalLM(config).eval()
-
-
-def forgetful():
-    """A layer that keeps its own count of calls, as one with a recurrent state would."""
-    lm = sdpa()
-    lm.model.layers[0].mlp.register_forward_hook(
-        lambda module, args, out: out * (1.0 + 0.5 * (out.shape[1] > 1)) + seen(module)
-    )
-
-    def seen(module):
-        module.calls = getattr(module, "calls", 0) + 1
-        return 0.3 * module.calls
-
-    return lm
-
-
-@pytest.mark.parametrize("make_lm", [bart, falcon, forgetful])
-def test_a_model_whose_static_caches_differ_is_found_out(make_lm):
-    policy = Policy(make_lm(), reference="none")
-    engine = builders.engine(policy, static=True, max_new_tokens=7)
-    prompts = builders.prompt_batch(oracle.PROMPTS * 20)
-    rollout = engine.generate(prompts, 3, builders.seeded())
-    assert engine._buffers is None
-    if make_lm is not forgetful:
-        assert rollout.texts == drawn(policy).texts
-        again = evaluate_rollout(policy, rollout, logprobs_only, 1000)["logprobs"]
-        assert_close(again, rollout.logprobs, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("make_lm", [oracle.language_model, builders.gemma2])
-def test_a_model_that_static_caches_do_not_serve_decodes_by_growing_ones(make_lm):
-    engine = builders.engine(Policy(make_lm(), reference="none"), static=True)
-    engine.generate(builders.prompt_batch(oracle.PROMPTS), 1, builders.seeded())
-    assert engine._buffers is None
-
-
-def test_a_graph_that_cannot_be_captured_is_done_without(monkeypatch, caplog):
-    policy = Policy(sdpa(), reference="none")
-    growing = drawn(policy)
-    replay_steps(monkeypatch)
-    caches.warn_once.cache_clear()
-
-    def refuses(*_):
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    monkeypatch.setattr(StaticBuffers, "_captured", refuses)
-    static = drawn(policy, static=True)
-    assert static.texts == growing.texts
-    assert caplog.text.count("decoding without CUDA graphs: operation not permitted") == 1
 
 
 def test_compaction_drops_rows(monkeypatch):
@@ -292,24 +120,28 @@ def test_compaction_drops_rows(monkeypatch):
 
     monkeypatch.setattr(policy, "next_state", counting)
     monkeypatch.setattr(caches, "COMPACT_BELOW", 0.0)
-    drawn(policy, n=1)
+    builders.drawn(policy, n=1)
     assert set(rows) == {40}
     rows.clear()
     monkeypatch.setattr(caches, "COMPACT_BELOW", 1.0)
-    drawn(policy, n=1)
+    builders.drawn(policy, n=1)
     assert rows == sorted(rows, reverse=True) and rows[-1] < 40
 
 
 def test_another_seed_draws_other_responses():
     policy = Policy(oracle.language_model(), reference="none")
-    assert drawn(policy, seed=0).texts == drawn(policy, seed=0).texts != drawn(policy, seed=1).texts
+    assert (
+        builders.drawn(policy, seed=0).texts
+        == builders.drawn(policy, seed=0).texts
+        != builders.drawn(policy, seed=1).texts
+    )
 
 
 def test_the_models_own_generation_settings_are_not_read():
     """Fields left unset elsewhere inherit from them: top-k 1 or a repetition penalty would leak."""
     lm = oracle.language_model()
     policy = Policy(lm, reference="none")
-    plain = drawn(policy)
+    plain = builders.drawn(policy)
     lm.generation_config = GenerationConfig(
         do_sample=False,
         top_k=1,
@@ -320,13 +152,13 @@ def test_the_models_own_generation_settings_are_not_read():
         eos_token_id=[0, 1],
         suppress_tokens=[2],
     )
-    assert drawn(policy).response_ids.tolist() == plain.response_ids.tolist()
+    assert builders.drawn(policy).response_ids.tolist() == plain.response_ids.tolist()
 
 
 @pytest.mark.parametrize("make_lm", [builders.gpt2, builders.gemma2, oracle.language_model])
 def test_the_samplers_logprobs_are_the_trainers(make_lm):
     policy = Policy(make_lm(), temperature=0.7, reference="none")
-    rollout = drawn(policy)
+    rollout = builders.drawn(policy)
     trainers = evaluate_rollout(policy, rollout, logprobs_only, 100)["logprobs"]
     assert_close(rollout.logprobs, trainers, rtol=0, atol=1e-4)
     assert bool((rollout.logprobs[rollout.response_mask] < 0).all())
@@ -335,7 +167,7 @@ def test_the_samplers_logprobs_are_the_trainers(make_lm):
 def test_masks_come_from_the_first_eos_and_not_from_the_pad_id():
     tokenizer = oracle.tokenizer()
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == oracle.EOS
-    rollout = drawn(Policy(oracle.language_model(), reference="none"))
+    rollout = builders.drawn(Policy(oracle.language_model(), reference="none"))
     assert len({*rollout.response_mask.sum(1).tolist()}) > 3
     for ids, mask, finished in zip(
         rollout.response_ids, rollout.response_mask, rollout.finished, strict=True
@@ -361,7 +193,7 @@ def test_an_eos_token_in_the_prompt_ends_nothing():
 
 def test_a_stop_string_ends_a_response_at_the_token_that_completes_it():
     policy = Policy(oracle.language_model(), reference="none")
-    free, stopped = drawn(policy), drawn(policy, stop=["b c", "e"])
+    free, stopped = builders.drawn(policy), builders.drawn(policy, stop=["b c", "e"])
     assert any("b c" in text and not text.endswith("b c") for text in free.texts)
     for i, text in enumerate(free.texts):
         ends = [text.index(s) + len(s) for s in ("b c", "e") if s in text]
@@ -410,7 +242,7 @@ def test_a_batch_in_which_every_response_is_empty():
 
 
 def test_samples_of_a_prompt_stand_side_by_side():
-    rollout = drawn(Policy(oracle.language_model(), reference="none"), n=3)
+    rollout = builders.drawn(Policy(oracle.language_model(), reference="none"), n=3)
     assert rollout.group.tolist() == [i // 3 for i in range(120)]
     assert list(rollout.prompts.texts) == [oracle.PROMPTS[i // 3 % 2] for i in range(120)]
 

@@ -16,10 +16,8 @@ from transformers import (
 )
 
 from rlalign import packing
-from rlalign.models import build_policy
 from rlalign.packing import Layout
 from rlalign.policy import Policy, tensors
-from rlalign.sections import LoraSection, ModelSection
 
 CPU = torch.device("cpu")
 
@@ -80,11 +78,7 @@ def test_packing_changes_neither_outputs_nor_gradients(name):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_packing_under_adapters_and_activation_checkpoints(checkpointing):
-    section = ModelSection(lora=LoraSection(r=2), gradient_checkpointing=checkpointing)
-    policy = build_policy(section, 1.0, CPU, llama())
-    for name, parameter in policy.trainable().items():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter)
+    policy = builders.adapted_policy(lm=llama(), std=1.0, gradient_checkpointing=checkpointing)
     assert policy.packs
     packed = read(policy, uneven())
     policy.packs = False

@@ -12,7 +12,6 @@ from torch import nn
 from torch.testing import assert_close
 
 from rlalign import products
-from rlalign.models import build_policy
 from rlalign.policy import Policy, logprobs_only, tensors
 from rlalign.products import (
     DecodeWeights,
@@ -22,7 +21,6 @@ from rlalign.products import (
     thin_linear,
     thin_products,
 )
-from rlalign.sections import LoraSection, ModelSection
 
 
 def adapted(**settings):
@@ -83,8 +81,9 @@ def test_the_fast_product_is_taken(monkeypatch):
     """Guards the tests above: they would pass if every call went to peft."""
     model = adapted()
     speed_up_lora(model)
-    monkeypatch.setattr(LoraLinear, "forward", lambda *_: pytest.fail("peft's own product"))
-    model(torch.randn(3, 6))
+    of_peft = []
+    monkeypatch.setattr(LoraLinear, "forward", lambda *_: of_peft.append(1) or torch.zeros(3, 5))
+    assert bool(model(torch.randn(3, 6)).any()) and not of_peft
 
 
 def test_adapters_off_or_merged_are_left_to_peft():
@@ -146,13 +145,6 @@ def taken_apart(policy, monkeypatch):
     """Decode by the weights that learn: no copy is made."""
     monkeypatch.setattr(FastLoraLinear, "can_merge", lambda self: False)
     monkeypatch.setattr(DecodeWeights, "__call__", lambda *_, **__: nullcontext())
-
-
-def stirred(policy):
-    for name, parameter in policy.trainable().items():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.5)
-    return policy
 
 
 @pytest.mark.parametrize("make_lm", [oracle.language_model, tied_llama])
@@ -227,8 +219,7 @@ def gap(policy, rollout):
 
 
 def test_an_adapter_on_a_tied_head_leaves_the_embedding_alone():
-    section = ModelSection(lora=LoraSection(r=2, target_modules=["q_proj", "lm_head"]))
-    policy = stirred(build_policy(section, 1.0, torch.device("cpu"), tied_llama()))
+    policy = builders.adapted_policy(lm=tied_llama(), std=0.5, target_modules=["q_proj", "lm_head"])
     prompts = builders.prompt_batch(oracle.PROMPTS * 10)
     assert gap(policy, builders.engine(policy).generate(prompts, 1, builders.seeded())) < 1e-4
 
