@@ -123,13 +123,15 @@ class RewardSet:
         completions: Sequence[str],
         columns: Columns = _NO_COLUMNS,
         iteration: int | None = None,
+        weights: Mapping[str, float] = MappingProxyType({}),
     ) -> RewardOutput:
         """Score B completions; every column holds B values.
 
-        Weights on a schedule are those of the iteration, the first being 0, or the final ones.
+        Weights on a schedule are those of the iteration, the first being 0, or the final ones;
+        `weights` stand in for those of the rewards that they name.
         Raises RewardError, or RewardConfigError where a column is missing.
         """
-        return self._score(prompts, completions, columns, iteration, use_cache=True)
+        return self._score(prompts, completions, columns, iteration, weights, use_cache=True)
 
     def probe(self, prompts: Sequence[str] = ("",), columns: Columns = _NO_COLUMNS) -> RewardOutput:
         """Score a few awkward texts, in one batch and one alone, to meet a faulty reward early.
@@ -150,6 +152,7 @@ class RewardSet:
         completions: Sequence[str],
         columns: Columns,
         iteration: int | None = None,
+        given_weights: Mapping[str, float] = MappingProxyType({}),
         *,
         use_cache: bool,
     ) -> RewardOutput:
@@ -168,7 +171,8 @@ class RewardSet:
             else [([], 0)] * len(self._rewards)
         )
         for column_index, reward in enumerate(self._rewards):
-            entry, weight = reward.entry, reward.entry.weight_at(iteration)
+            entry = reward.entry
+            weight = given_weights.get(entry.name, entry.weight_at(iteration))
             returned, failed = answers[column_index]
             own_spans.append(tuple(v.spans if isinstance(v, Score) else () for v in returned))
             if entry.on_error != "raise":
@@ -179,7 +183,7 @@ class RewardSet:
                 if value is not None:
                     raw[i, column_index] = value
                     score[i] += weight * entry.shaped(value)
-                    spans[i] += score_spans(entry, value, iteration)
+                    spans[i] += score_spans(entry, value, weight)
         by_end = (
             tuple(sorted(sample, key=lambda span: (span.end, span.start))) for sample in spans
         )
@@ -207,13 +211,12 @@ def build(entry: RewardEntry, spec: RewardSpec) -> Scorer:
     return BuiltReward(entry, spec, construct(entry, spec, params))
 
 
-def score_spans(entry: RewardEntry, value: Value, iteration: int | None = None) -> list[Span]:
-    """The spans of a value in score units.
+def score_spans(entry: RewardEntry, value: Value, weight: float) -> list[Span]:
+    """The spans of a value in score units, under this weight.
 
     Under `threshold` and `clip` the credits are the differences of the shaped running sum: dropping
     them only where the final value is clipped would let earlier credit depend on later text.
     """
-    weight = entry.weight_at(iteration)
     if not isinstance(value, Score) or weight == 0:
         return []
     spans, total, before = [], 0.0, entry.shaped(0.0)

@@ -9,6 +9,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from rewards import registry
+from rewards.constraints import Moment, check_constraint, read_moment, shown_moment
 from rewards.contract import RewardConfigError, brief
 from rewards.isolation import DEADLINE
 from rewards.schema import explain
@@ -18,14 +19,24 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 OnError = Literal["raise", "skip", "value"]
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
-_NOT_YET = {
-    "moment": "needs targets, which this version does not have yet; use weight",
-    "hard": "needs targets, which this version does not have yet; use weight",
-}
 
 
 class _Options(TypedDict, total=False):
-    weight: Annotated[Finite, Field(description="factor in the score; 0 makes a metric")]
+    weight: Annotated[
+        Finite | None,
+        Field(description="factor in the score; 0 makes a metric; null beside moment or hard"),
+    ]
+    moment: Annotated[
+        Finite | tuple[Finite, Finite] | None,
+        Field(
+            description="in place of a weight: the mean that it shall have over the responses to a "
+            "prompt and over prompts, or [low, high] for it"
+        ),
+    ]
+    hard: Annotated[
+        bool,
+        Field(description="in place of a weight: every response shall have the value 1, not 0"),
+    ]
     threshold: Annotated[
         Finite | None, Field(description="the value becomes 1 where it is this or more, and else 0")
     ]
@@ -109,6 +120,12 @@ class RewardEntry:
     error_value: float | None = None
     isolate: bool = False
     deadline: float | None = None  # seconds
+    moment: Moment | None = None  # of what `shaped` makes of the value; the weight is 0 then
+    hard: bool = False  # so here
+
+    @property
+    def is_constraint(self) -> bool:
+        return self.moment is not None or self.hard
 
     def __post_init__(self) -> None:
         where = f"rewards.{self.name}"
@@ -145,7 +162,9 @@ class RewardEntry:
         if isinstance(weight, Ramp):
             weight = {"from": weight.start, "to": weight.end, "iterations": weight.iterations}
         options = {name: getattr(self, name) for name in OPTIONS}
-        return {"kind": self.kind, **self.params, **options, "weight": weight}
+        options["weight"] = None if self.is_constraint else weight
+        options["moment"] = shown_moment(self.moment)
+        return {"kind": self.kind, **self.params, **options}
 
     def part_settings(self) -> dict[str, Any]:
         """The same of a part, which has no weight and fails as its combination says."""
@@ -209,10 +228,10 @@ def _read(name: str, entry: Any) -> RewardEntry:
     if not isinstance(kind, str):
         raise RewardConfigError(f"{where}.kind={kind!r} is not text")
     spec = registry.get(kind, where)
-    for key, reason in _NOT_YET.items():
-        if entry.get(key) is not None and entry[key] is not False:
-            raise RewardConfigError(f"{where}.{key} {reason}")
     options = _read_options(entry, where)
+    check_constraint(where, entry, options, spec.bounds)
+    if options.get("moment") is not None or options.get("hard"):
+        options["weight"] = 0.0
     params = {key: value for key, value in entry.items() if key not in ENTRY_KEYS}
     checked = registry.check_params(spec.kind, params, where)
     if spec.joins:
@@ -228,6 +247,9 @@ def _read_options(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
         options: dict[str, Any] = dict(_options.validate_python(given))
     except ValidationError as error:
         raise RewardConfigError("\n".join(explain(error, given, where))) from error
+    options["moment"] = read_moment(options.get("moment"))
+    if options.get("weight", 1.0) is None:
+        del options["weight"]
     clip = options.get("clip")
     if clip is not None and clip[0] > clip[1]:
         raise RewardConfigError(f"{where}.clip={list(clip)} must be [low, high]")

@@ -19,8 +19,9 @@ from rewards.contract import ReadsColumns, Reward, RewardConfigError
 OPTIONS = (
     *("weight", "threshold", "scale", "clip"),
     *("on_error", "error_value", "isolate", "deadline"),
+    *("moment", "hard"),
 )
-ENTRY_KEYS = ("kind", *OPTIONS, "moment", "hard")
+ENTRY_KEYS = ("kind", *OPTIONS)
 RESERVED = (*ENTRY_KEYS, "data")
 Bounds = tuple[float, float]
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD

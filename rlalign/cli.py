@@ -80,6 +80,30 @@ def ppo(context: typer.Context) -> None:
 
 @app.command(
     context_settings=PASS_ON,
+    epilog="Example: rlalign dpg --config experiments/quickstart.yaml "
+    "--sampling.samples_per_prompt=8",
+)
+def dpg(context: typer.Context) -> None:
+    """Train with the distributional policy gradient, toward the target (docs/target.md)."""
+    from rlalign.dpg import main as run
+
+    raise typer.Exit(run(context.args))
+
+
+@app.command(
+    context_settings=PASS_ON,
+    epilog="Example: rlalign reinforce --config experiments/quickstart.yaml "
+    "--sampling.samples_per_prompt=4",
+)
+def reinforce(context: typer.Context) -> None:
+    """Train with REINFORCE and a leave-one-out baseline (RLOO)."""
+    from rlalign.reinforce import main as run
+
+    raise typer.Exit(run(context.args))
+
+
+@app.command(
+    context_settings=PASS_ON,
     epilog="Example: rlalign grpo --config experiments/quickstart.yaml --trl.num_generations=16",
 )
 def grpo(context: typer.Context) -> None:
@@ -147,16 +171,16 @@ def show_config(
     ] = False,
 ) -> None:
     """Print the resolved configuration as YAML."""
-    from rlalign.algorithms.ppo import PPORun
     from rlalign.config import json_schema, load_config, resolved_yaml
+    from rlalign.methods import AnyRun
 
     if markdown:
         from rlalign.report.configuration_page import configuration_page
 
-        print(configuration_page(PPORun), end="")
+        print(configuration_page(AnyRun), end="")
         return
-    config = None if schema and not context.args else load_config(PPORun, context.args, QUICKSTART)
+    config = None if schema and not context.args else load_config(AnyRun, context.args, QUICKSTART)
     if schema:  # a configuration's own reward files add to the kinds
-        print(json.dumps(json_schema(PPORun), indent=2, ensure_ascii=False))
+        print(json.dumps(json_schema(AnyRun), indent=2, ensure_ascii=False))
     elif config is not None:
         print(resolved_yaml(config), end="")

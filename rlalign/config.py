@@ -17,7 +17,7 @@ from rlalign.overrides import Override, dump_yaml, parse_argv, read_yaml
 from rlalign.problems import ConfigError, Problems, dotted, shown
 from rlalign.reward_settings import entries_schema, settle_rewards
 from rlalign.schema import Node, describe, nearest, node_at, settings, unknown_setting
-from rlalign.sections import PromptsSection, RunConfig
+from rlalign.sections import METHOD_SECTIONS, PromptsSection, RunConfig
 from rlalign.settle import apply_overrides, plain_copy, settle
 
 __all__ = [
@@ -158,7 +158,10 @@ def _build(
     rewards_given: bool,
 ) -> Run:
     root = run_model.model_json_schema()
-    mapping = plain_copy(base, (), problems)
+    # One file serves every method: what only another one reads is left alone.
+    is_run = issubclass(run_model, RunConfig)
+    others = set(METHOD_SECTIONS) - run_model.model_fields.keys() if is_run else set()
+    mapping = plain_copy({k: v for k, v in base.items() if k not in others}, (), problems)
     declared = list(mapping["rewards"]) if isinstance(mapping.get("rewards"), dict) else []
     texts = apply_overrides(root, mapping, overrides, problems)
     settle(root, root, mapping, (), texts, problems)

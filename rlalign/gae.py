@@ -27,3 +27,15 @@ def gae(
         advantages[:, t] = running
     advantages = torch.where(mask, advantages, 0.0)
     return advantages, torch.where(mask, advantages + values, 0.0)
+
+
+def value_error(values: Tensor, old_values: Tensor, returns: Tensor, bound: float | None) -> Tensor:
+    """(B, T) half the squared error; the worse of the free value's and the clipped one's.
+
+    A clipped value lies within `bound` of the rollout's.
+    """
+    error = (values - returns) ** 2
+    if bound is not None:
+        near = old_values + (values - old_values).clamp(-bound, bound)
+        error = torch.max(error, (near - returns) ** 2)
+    return 0.5 * error

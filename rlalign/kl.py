@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rlalign.config import ConfigError
+from rlalign.masking import last_index
 from rlalign.sections import KLSection
 
 # exp(20) is 5e8: far outside any ratio that means something, far inside float32.
@@ -48,6 +49,17 @@ def kl_tokens(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k1") -> 
     if estimator == "k2":
         return 0.5 * log_r**2
     return safe_exp(log_r) - 1.0 - log_r
+
+
+def kl_charge(kl: Tensor, mask: Tensor, placement: str, coef: float) -> Tensor:
+    """(B, T) what each token's reward loses to `kl` (B, T) nats, where rewards pay for it."""
+    if placement == "reward":
+        return coef * kl
+    charge = torch.zeros_like(kl)
+    if placement == "score":
+        at_end = last_index(mask).unsqueeze(1)
+        charge.scatter_(1, at_end, coef * kl.sum(1, keepdim=True))
+    return charge
 
 
 def safe_exp(x: Tensor) -> Tensor:

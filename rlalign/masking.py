@@ -18,6 +18,11 @@ def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, 0.0).sum()
 
 
+def whole_response(x: Tensor, mask: Tensor) -> Tensor:
+    """(B,) float64 sum over the actions of (B, T): of log-probabilities, the whole response's."""
+    return torch.where(mask, x, 0.0).double().sum(1)
+
+
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean of `x` where `mask`; 0 over an empty mask."""
     return masked_sum(x, mask) / mask.sum().clamp(min=1)

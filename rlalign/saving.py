@@ -31,8 +31,12 @@ def training_state(trainer: Trainer) -> tuple[dict[str, dict[str, Tensor]], dict
         "world_size": trainer.session.ranks.size,
         "objective": trainer.objective.state_dict(),
         "optimizer": scalars,
+        "target": trainer.target.state_dict(),
     }
-    return {"policy": policy, "optimizer": optimizer}, state
+    tensors = {"policy": policy, "optimizer": optimizer}
+    if own := trainer.objective.tensors():
+        tensors["objective"] = own
+    return tensors, state
 
 
 @torch.no_grad()
@@ -64,9 +68,12 @@ def restore_training(trainer: Trainer, checkpoint: Checkpoint) -> None:
     for group in plain_optimizer(trainer).param_groups:  # the run's settings, if they were changed
         group.update(betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay)
     try:
-        trainer.objective.load_state_dict(state["objective"])
+        own = checkpoint.tensors.get("objective", {})
+        trainer.objective.load_state_dict(state["objective"], own)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from error
+    if "target" in state:  # else it is older than targets, and has no moments
+        trainer.target = trainer.target.restored(state["target"])
     trainer.iteration = int(state["iteration"])
     trainer.samples = int(state["samples"])
     trainer.optimizer_steps = int(state["optimizer_steps"])

@@ -5,6 +5,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from rlalign.masking import SumOverRanks, last_index, masked_moments, one_rank
 from rlalign.offsets import Offsets
 from rlalign.policy import Policy, evaluate_rollout, logprobs_only
 from rlalign.sections import ScoreSection
+from rlalign.target import Target
 from rlalign.types import Rollout, ScoredRollout
 
 
@@ -29,19 +31,24 @@ def score_rollout(
     budget: int,
     iteration: int | None = None,
     state: TrainerState | None = None,
+    target: Target | None = None,
+    beta: float | None = None,
+    smooth: bool = False,
 ) -> ScoredRollout:
     """Rewards, per-token rewards and the reference's log-probabilities of a rollout.
 
     Weights on a schedule are those of the iteration, the first being 0, or the final ones. `state`
     is what rewards that are written for TRL get as `trainer_state`. The reference reads the
     responses at the same time where the rewards and it do not want the same processor.
+    `target`, by default that of the rewards' weights alone, gives moments and what is hard their
+    weights in the score, at the KL's price `beta`; `smooth` is that of `Target.potential_of`.
     Raises RewardError, naming the reward and the sample, where a reward misbehaves.
     """
     device = rollout.response_ids.device
     prompts = rollout.prompts
+    fitted = {} if target is None else target.weights(beta)
     logged = Logged()
-    handed = context(sampled_ids(rollout), prompts.messages, state or TrainerState(), logged)
-    columns = {**prompts.columns, **handed}
+    columns = columns_of(rollout, state or TrainerState(), logged)
     # The rewards stay in the main thread: worker processes end with the thread that started them.
     overlaps = device.type != "cpu" or reward_set.waits
     beside = ThreadPoolExecutor(1, initializer=enter, initargs=(device,)) if overlaps else None
@@ -49,7 +56,7 @@ def score_rollout(
         ahead = (
             None if beside is None else beside.submit(reference_logprobs, rollout, policy, budget)
         )
-        output = reward_set(list(prompts.texts), list(rollout.texts), columns, iteration)
+        output = reward_set(list(prompts.texts), list(rollout.texts), columns, iteration, fitted)
     reference = reference_logprobs(rollout, policy, budget) if ahead is None else ahead.result()
     raw = torch.as_tensor(output.score, dtype=torch.float32)
     finished = rollout.finished.cpu()
@@ -57,6 +64,10 @@ def score_rollout(
     is_dense = section.credit == "spans"
     spans = [clipped_spans(sample, section.clip) for sample in output.spans if is_dense]
     token_rewards = place_credit(rollout, score.to(device), spans, tokenizer)
+    log_potential = torch.zeros(len(rollout), dtype=torch.float64)
+    if target is not None:
+        features = target.features(torch.from_numpy(output.values))
+        log_potential = target.potential_of(features, finished, smooth)
     return ScoredRollout(
         rollout=rollout,
         rewards=torch.as_tensor(output.values, dtype=torch.float32, device=device),
@@ -64,10 +75,17 @@ def score_rollout(
         score=score.to(device),
         token_rewards=token_rewards,
         ref_logprobs=reference,
+        log_potential=log_potential.to(device),
         failures=dict(output.skipped),
         weights=dict(output.weights),
         logged=logged,
     )
+
+
+def columns_of(rollout: Rollout, state: TrainerState, logged: Logged) -> dict[str, Any]:
+    """What rewards get beside prompts and responses."""
+    prompts = rollout.prompts
+    return {**prompts.columns, **context(sampled_ids(rollout), prompts.messages, state, logged)}
 
 
 def enter(device: torch.device) -> None:
@@ -84,9 +102,12 @@ def sampled_ids(rollout: Rollout) -> list[list[int]]:
 
 
 def score_given(
-    rollout: Rollout, scores: Sequence[float], policy: Policy, budget: int
+    rollout: Rollout, scores: Sequence[float], policy: Policy, budget: int, beta: float = 0.0
 ) -> ScoredRollout:
-    """A rollout with scores from outside, one a response, in place of the run's rewards."""
+    """A rollout with scores from outside, one a response, in place of the run's rewards.
+
+    `beta` is the price of a nat, by which they become the target's potential.
+    """
     if len(scores) != len(rollout):
         raise ValueError(f"{len(scores)} scores were given for {len(rollout)} responses")
     score = torch.tensor([float(s) for s in scores], device=rollout.response_ids.device)
@@ -100,6 +121,7 @@ def score_given(
         score=score,
         token_rewards=place_credit(rollout, score),
         ref_logprobs=reference_logprobs(rollout, policy, budget),
+        log_potential=score.double() / beta if beta > 0 else torch.zeros_like(score).double(),
         failures={},
     )
 

@@ -166,6 +166,26 @@ class KLSection(Section):
     )
 
 
+class TargetSection(Section):
+    """How the weights of moments are fitted (docs/target.md); read only where there are moments."""
+
+    samples: Positive = Field(
+        1024, description="responses of the reference from which they are fitted before training"
+    )
+    samples_per_prompt: int = Field(
+        32, ge=4, description="of them to one prompt, at least: each prompt is normalised by itself"
+    )
+    update: Literal["auto", "policy", "importance", "none"] = Field(
+        "auto",
+        description="how they go on: `policy` raises them while the policy's own mean lies below "
+        "the wish; `importance` fits them again to the policy's samples, weighted; auto: policy "
+        "under ppo and reinforce, importance under dpg",
+    )
+    rate: Share = Field(
+        0.05, description="share of a whole Newton step that an iteration's samples are worth"
+    )
+
+
 class ScoreSection(Section):
     """What becomes of the weighted sum of the rewards."""
 
@@ -282,6 +302,9 @@ class RunSection(Section):
     )
 
 
+METHOD_SECTIONS = ("ppo", "dpg", "reinforce")  # each method's own, beside the shared ones
+
+
 class RunConfig(Section):
     """What every run states; an algorithm's own run model adds its section."""
 
@@ -294,6 +317,7 @@ class RunConfig(Section):
     )
     score: ScoreSection = ScoreSection()
     kl: KLSection = KLSection()
+    target: TargetSection = TargetSection()
     optim: OptimSection = OptimSection()
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()

@@ -23,6 +23,7 @@ from rlalign.prompts import PromptSet, encode, load_prompts, scheduled
 from rlalign.ranks import Ranks, set_threads
 from rlalign.sections import RunConfig
 from rlalign.sizes import token_budget
+from rlalign.target import declare
 from rlalign.types import PromptBatch
 
 logger = logging.getLogger(__name__)
@@ -66,9 +67,12 @@ class Session:
         self.longest_prompt = self._longest_prompt(lm)
         self.prompts, self.eval_prompts = self._load_prompts(prompts)
         self.reward_set = RewardSet(parse_entries(config.rewards), extra=list(rewards))
-        if not any(self.reward_set.weights):
+        if not any(self.reward_set.weights) and not any(
+            entry.is_constraint for entry in self.reward_set.entries
+        ):
             logger.warning("every reward has weight 0: only the KL to the reference is optimised")
         try:
+            self.target = declare(config, self.reward_set)
             self._open(lm)
         except BaseException:  # the processes of isolated rewards are there already
             self.reward_set.close()

@@ -3,8 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from rlalign.exits import DivergedError
+from rlalign.fitting import Feasibility, fit_target, moved
 from rlalign.masking import SumOverRanks
+from rlalign.partition import Gather
 from rlalign.policy import Policy, micro_batches, tensors
 from rlalign.scoring import score_given, score_rollout
 from rlalign.sections import RunConfig
@@ -32,12 +34,21 @@ class Objective(Protocol):
 
     sum_over_ranks: SumOverRanks  # set by the trainer
     budget: int  # tokens of a pass, set by the trainer
+    gather: Gather  # set by the trainer
     warnings: list[str]  # settings that move the optimum away from the target
+
+    updates: str  # policy or importance: what `target.update=auto` is under this algorithm
+    smooths: bool  # whether what is hard must be possible, however unlikely
+    reads_tokens: bool  # whether it matters which token a reward is paid at
 
     @property
     def kl_coef(self) -> float: ...  # beta of the target that is approached now
     @property
     def last_kl(self) -> Tensor: ...  # (B,) nats to the reference of the responses prepared last
+    @property
+    def last_log_ratio(self) -> Tensor: ...  # (B,) log reference / what drew them
+
+    def proposal(self, policy: Policy) -> AbstractContextManager[None]: ...  # what draws, within it
 
     def prepare(self, policy: Policy, scored: ScoredRollout) -> tuple[Any, dict[str, float]]: ...
     def minibatches(self, batch: Any, generator: torch.Generator) -> Iterator[Tensor]: ...
@@ -46,7 +57,8 @@ class Objective(Protocol):
     def after_iteration(self, samples: int) -> None: ...
     def learning_rates(self) -> dict[str, float]: ...
     def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def tensors(self) -> dict[str, Tensor]: ...  # the part of its state that is no JSON
+    def load_state_dict(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None: ...
 
 
 class Trainer:
@@ -58,6 +70,13 @@ class Trainer:
     def __init__(self, session: Session, objective: Objective) -> None:
         self.session, self.objective = session, objective
         objective.sum_over_ranks, objective.budget = session.ranks.sum, session.budget
+        objective.gather = session.ranks.gather
+        self.target = session.target
+        section = session.config.score
+        self.score_section = (
+            section if objective.reads_tokens else section.model_copy(update={"credit": "last"})
+        )
+        self.feasibility: Feasibility | None = None  # once the target's moments are fitted
         self.iteration = 0  # finished iterations
         self.samples = 0
         self.optimizer_steps = 0
@@ -87,15 +106,17 @@ class Trainer:
         `prompts`: texts, a batch, or None for this iteration's share of the run's own prompts.
         """
         session = self.session
+        self.fit_target()
         if prompts is None:
             prompts = session.prompt_batch(self.iteration)
         elif not isinstance(prompts, PromptBatch):
             prompts = session.encode(prompts)
-        session.engine.sync(session.policy, self.optimizer_steps)
         n = session.config.sampling.samples_per_prompt if n is None else n
         generator = session.generator("generate", self.iteration, self._draws)
         self._draws += 1
-        return session.engine.generate(prompts, n, generator)
+        with self.objective.proposal(session.policy):
+            session.engine.sync(session.policy, self.optimizer_steps)
+            return session.engine.generate(prompts, n, generator)
 
     def score(self, rollout: Rollout) -> ScoredRollout:
         """The rollout with this iteration's rewards and the reference's log-probabilities."""
@@ -103,13 +124,21 @@ class Trainer:
         return score_rollout(
             rollout,
             session.reward_set,
-            session.config.score,
+            self.score_section,
             session.policy,
             session.tokenizer,
             session.budget,
             self.iteration,
             session.trainer_state(self.optimizer_steps, self.samples),
+            self.target,
+            self.objective.kl_coef,
+            self.objective.smooths,
         )
+
+    def fit_target(self) -> None:
+        """Fit the moments to the reference, once; InfeasibleError where a wish cannot be met."""
+        if not self.target.is_fitted:
+            self.target, self.feasibility = fit_target(self.session, self.target)
 
     def step(
         self, rollout: Rollout | ScoredRollout, scores: Sequence[float] | None = None
@@ -133,7 +162,8 @@ class Trainer:
             raise ValueError(f"every process must learn from equally many responses, not {sizes}")
         if scores is None:
             return ranks.together(lambda: self.score(rollout))
-        return score_given(rollout, scores, session.policy, session.budget)
+        beta = self.objective.kl_coef
+        return score_given(rollout, scores, session.policy, session.budget, beta)
 
     def _learn(self, scored: ScoredRollout, clock: "Clock") -> dict[str, float]:
         """Prepare and update; counts the iteration."""
@@ -142,11 +172,26 @@ class Trainer:
             batch, stats = self.objective.prepare(self.session.policy, self._unless_stale(scored))
         with clock("update"):
             stats |= self._update(batch)
+        stats |= self._move_target(scored)
         self.iteration += 1
         self._draws = 0
         self.samples += len(scored) * self.session.ranks.size
         self.objective.after_iteration(len(scored) * self.session.ranks.size)
         return stats
+
+    def _move_target(self, scored: ScoredRollout) -> dict[str, float]:
+        """The moments' lambdas after these samples, and what to log of them."""
+        if not self.target.moments or not scored.rewards.shape[1]:
+            return {}
+        section = self.session.config.target
+        update = self.objective.updates if section.update == "auto" else section.update
+        if update != "none":
+            rate = section.rate * schedule(self.session.config, self.iteration)
+            log_ratio = self.objective.last_log_ratio
+            self.target = moved(
+                self.target, scored, log_ratio, update, rate, self.session.ranks.gather
+            )
+        return {f"target/lambda/{name}": x for name, x in self.target.lambdas.items()}
 
     def _unless_stale(self, scored: ScoredRollout) -> ScoredRollout:
         """Without what the sampler noted, where it was of other weights or of other tokens."""

@@ -116,6 +116,7 @@ class ScoredRollout:
     score: Tensor  # (B,) float32: weighted, clipped, less the missing-EOS penalty; never normalised
     token_rewards: Tensor  # (B, T) float32, sums to the score; the KL is not in it
     ref_logprobs: Tensor  # (B, T) float32
+    log_potential: Tensor  # (B,) float64 log P_T / reference, up to log Z(x); -inf: it is forbidden
     # samples that a reward with on_error: skip or value failed on, by its name
     failures: Mapping[str, int] = field(default_factory=dict)
     # as they were, of the rewards whose weight is on a schedule

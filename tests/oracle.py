@@ -34,7 +34,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=model, eos_token="</s>", pad_token="</s>")
 
 
-def language_model(seed: int = 0, hidden: int = 32, attention: str = "eager") -> LlamaForCausalLM:
+def language_model(
+    seed: int = 0, hidden: int = 32, attention: str = "eager", spread: float = 0.15
+) -> LlamaForCausalLM:
     """A two-layer Llama with weights large enough that its distribution is far from uniform.
 
     Eager attention is the fastest at this size; a policy reads one with "sdpa" in packed passes.
@@ -51,7 +53,7 @@ def language_model(seed: int = 0, hidden: int = 32, attention: str = "eager") ->
         eos_token_id=EOS,
         pad_token_id=EOS,
         tie_word_embeddings=False,
-        initializer_range=0.15,
+        initializer_range=spread,
         attn_implementation=attention,
     )
     return LlamaForCausalLM(config).eval()

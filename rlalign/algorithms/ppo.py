@@ -1,7 +1,9 @@
 """Proximal policy optimisation with a KL penalty: settings, batch, advantages, loss."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import torch
@@ -10,17 +12,18 @@ from torch import Tensor
 
 from rlalign.behaviour import behaviour
 from rlalign.fields import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
-from rlalign.gae import gae
+from rlalign.gae import gae, value_error
 from rlalign.importance import sampler_cap, sampler_stats, sampler_weights
-from rlalign.kl import IN_THE_LOSS, KLController, check_kl, kl_tokens, safe_exp
+from rlalign.kl import IN_THE_LOSS, KLController, check_kl, kl_charge, kl_tokens, safe_exp
 from rlalign.masking import (
     SumOverRanks,
-    last_index,
     masked_moments,
     masked_sum,
     masked_whiten,
     one_rank,
 )
+from rlalign.optimum import shared_warnings
+from rlalign.partition import Gather, same
 from rlalign.policy import (
     Policy,
     TokenFn,
@@ -29,7 +32,6 @@ from rlalign.policy import (
     logprobs_and_values,
     tensors,
 )
-from rlalign.reward_settings import schedule_warnings
 from rlalign.running import RunningScale
 from rlalign.sections import RunConfig
 from rlalign.sizes import MOST
@@ -118,6 +120,10 @@ class PPOBatch:
 class PPO:
     """Maximises E[score] - beta KL(policy | reference) by clipped policy gradients and a critic."""
 
+    updates = "policy"
+    smooths = True
+    reads_tokens = True
+
     def __init__(self, config: PPORun) -> None:
         check_kl(config.kl)
         self.config = config.ppo
@@ -125,6 +131,7 @@ class PPO:
         self.sampler_cap = sampler_cap(config.ppo.sampler_correction, config.sampling.engine)
         self.warnings = optimum_warnings(config)
         self.sum_over_ranks: SumOverRanks = one_rank  # the trainer puts its own processes' here
+        self.gather: Gather = same
         self.budget = MOST  # tokens of a pass; the trainer puts the session's here
         self.controller = KLController(config.kl)
         self.scale = RunningScale() if config.score.normalize else None
@@ -135,6 +142,13 @@ class PPO:
     @property
     def kl_coef(self) -> float:
         return self.controller.coef
+
+    @property
+    def last_log_ratio(self) -> Tensor:
+        return -self.last_kl  # what draws is the policy
+
+    def proposal(self, policy: Policy) -> AbstractContextManager[None]:
+        return nullcontext()
 
     # -- before the update ---------------------------------------------------------------------
 
@@ -148,7 +162,8 @@ class PPO:
         if self.scale is not None:
             scale = self.scale.update(scored.score, self.sum_over_ranks)
         # Score and KL are divided alike, which leaves the optimum where it was.
-        token_rewards = (scored.token_rewards - self._kl_charge(kl, mask)) / scale
+        charge = kl_charge(kl, mask, self.kl.placement, self.controller.coef)
+        token_rewards = (scored.token_rewards - charge) / scale
         config, factor = self.config, kl.new_ones(())
         advantages, returns = gae(
             token_rewards, old["values"], mask, config.gamma, config.gae_lambda
@@ -171,16 +186,6 @@ class PPO:
             advantage_scale=factor / scale,
         )
         return batch, stats
-
-    def _kl_charge(self, kl: Tensor, mask: Tensor) -> Tensor:
-        """(B, T) what each token's reward loses to `kl` (B, T) nats."""
-        if self.kl.placement == "reward":
-            return self.controller.coef * kl
-        charge = torch.zeros_like(kl)
-        if self.kl.placement == "score":
-            at_end = last_index(mask).unsqueeze(1)
-            charge.scatter_(1, at_end, self.controller.coef * kl.sum(1, keepdim=True))
-        return charge
 
     def _rollout_stats(
         self, scored: ScoredRollout, kl: Tensor, old: dict[str, Tensor], returns: Tensor
@@ -228,7 +233,8 @@ class PPO:
             floor = config.dual_clip * advantages
             surrogate = torch.where(advantages < 0, surrogate.max(floor), surrogate)
         policy_loss = -masked_sum(self._weights(batch) * surrogate, mask) / norm.tokens
-        value_loss = masked_sum(self._value_error(out["values"], batch), mask) / norm.tokens
+        error = value_error(out["values"], batch.old_values, batch.returns, config.value_clip)
+        value_loss = masked_sum(error, mask) / norm.tokens
         loss = config.vf_coef * value_loss
         is_warming_up = self.iteration < config.critic_warmup
         kl_loss = self._kl_loss(out["logprobs"], ratio, batch, norm)
@@ -256,7 +262,8 @@ class PPO:
         mask, config = batch.rollout.action_mask, self.config
         if self.kl.placement in IN_THE_LOSS or self.controller.coef == 0:
             return torch.zeros_like(log_ratio)
-        charge, no_values = self._kl_charge(log_ratio, mask), torch.zeros_like(log_ratio)
+        charge = kl_charge(log_ratio, mask, self.kl.placement, self.controller.coef)
+        no_values = torch.zeros_like(log_ratio)
         lost, _ = gae(charge, no_values, mask, config.gamma, config.gae_lambda)
         return batch.advantage_scale * lost
 
@@ -264,15 +271,6 @@ class PPO:
         if self.iteration < self.config.critic_warmup:
             return logprobs_and_detached_values
         return all_outputs if self.config.entropy_coef > 0 else logprobs_and_values
-
-    def _value_error(self, values: Tensor, batch: PPOBatch) -> Tensor:
-        """(B, T) half the squared error, the worse of the free and the clipped value."""
-        error = (values - batch.returns) ** 2
-        if self.config.value_clip is not None:
-            bound = self.config.value_clip
-            near = batch.old_values + (values - batch.old_values).clamp(-bound, bound)
-            error = torch.max(error, (near - batch.returns) ** 2)
-        return 0.5 * error
 
     def _weights(self, batch: PPOBatch) -> Tensor:
         """(B, T) correction for a sampler that is not the trainer; 1 where none is made."""
@@ -316,7 +314,12 @@ class PPO:
             "scale": scale,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(
+        self, state: dict[str, Any], tensors: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> None:
         self.iteration = int(state["iteration"])
         self.controller.load_state_dict(state["controller"])
         if (self.scale is None) != (state["scale"] is None):
@@ -328,10 +331,7 @@ class PPO:
 
 def optimum_warnings(config: PPORun) -> list[str]:
     """One line for each setting that moves the optimum away from ref * exp(score / beta)."""
-    ppo, kl = config.ppo, config.kl
-    lines = []
-    if kl.coef == 0:
-        lines.append("kl.coef=0: nothing holds the policy near its reference; there is no target")
+    ppo, kl, lines = config.ppo, config.kl, []
     if ppo.gamma != 1:
         lines.append(f"ppo.gamma={ppo.gamma}: late rewards count less, so the optimum is another")
     if ppo.entropy_coef > 0:
@@ -341,6 +341,4 @@ def optimum_warnings(config: PPORun) -> list[str]:
             f"kl.placement={kl.placement}: a token's effect on later KL is dropped, so the optimum "
             "is another; kl.placement=reward and kl.placement=score are exact"
         )
-    if kl.target is not None:
-        lines.append(f"kl.target={kl.target}: beta moves; the target is the one of the final beta")
-    return lines + schedule_warnings(config.rewards, config.train.iterations)
+    return lines + shared_warnings(config)

@@ -1,0 +1,308 @@
+"""Distributional policy gradient: descends an f-divergence between the policy and the target.
+
+f-DPG (Go et al. 2023), whose forward KL is GDC (Khalifa et al. 2021) and, with a baseline, GDC++
+(Korbak et al. 2022): a policy gradient on the pseudo-reward -f'(pi / P_T), conditional on the
+prompt (CDPG, Korbak et al. 2022b). The target holds the KL to the reference already, so none is
+charged beside it.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from rlalign.baseline import leave_one_out
+from rlalign.behaviour import behaviour
+from rlalign.config import ConfigError
+from rlalign.divergences import Divergence, divergence
+from rlalign.fields import Positive, PositiveFloat, Section
+from rlalign.masking import SumOverRanks, masked_moments, one_rank, whole_response
+from rlalign.optimum import shared_warnings
+from rlalign.partition import Gather, Partition, keys_of, same
+from rlalign.policy import Policy, logprobs_and_values, tensors
+from rlalign.sections import RunConfig
+from rlalign.sizes import MOST
+from rlalign.types import LossOutput, Norm, Rollout, ScoredRollout
+
+Name = Literal[
+    "forward_kl", "reverse_kl", "js", "tv", "forward_chi2", "reverse_chi2", "hellinger", "alpha"
+]
+
+
+class DPGSection(Section):
+    """Distributional policy gradient: which divergence to the target falls, by what samples."""
+
+    divergence: Name = Field(
+        "forward_kl",
+        description="what falls: forward_kl is KL(P_T||policy), reverse_kl KL(policy||P_T), js "
+        "Jensen-Shannon, tv total variation; so chi2, too; alpha takes its order from `alpha`",
+    )
+    alpha: float = Field(
+        0.5, description="order of the alpha-divergence: forward_kl at 0, reverse_kl at 1"
+    )
+    lr: PositiveFloat = Field(1e-4, description="peak learning rate of the language model")
+    minibatches: Positive = Field(
+        1, description="optimiser steps an iteration; from the second on the samples are off-policy"
+    )
+    baseline: Literal["leave_one_out", "none"] = Field(
+        "leave_one_out",
+        description="subtracted from the pseudo-reward: the mean of the prompt's other samples",
+    )
+    proposal: Literal["policy", "best"] = Field(
+        "policy",
+        description="what draws: the policy itself, or the best one so far, replaced when the "
+        "divergence has improved (off-policy)",
+    )
+    proposal_every: Positive = Field(
+        10, description="iterations between tries to replace the proposal"
+    )
+    z_memory: Positive = Field(
+        4096, description="samples of a prompt over which its log Z(x) is averaged"
+    )
+    clip_reward: PositiveFloat | None = Field(
+        None, description="bound on the pseudo-reward's size; null: none. It moves the optimum"
+    )
+    clip_ratio: PositiveFloat | None = Field(
+        None, gt=1, description="cap on policy / proposal of a response; null: none"
+    )
+
+
+class DPGRun(RunConfig):
+    """A run of the distributional policy gradient: the shared sections and its own."""
+
+    dpg: DPGSection = DPGSection()
+
+    @property
+    def minibatches(self) -> int:
+        return self.dpg.minibatches
+
+
+@dataclass(frozen=True)
+class DPGBatch:
+    rollout: Rollout
+    log_proposal: Tensor  # (B,) of whole responses, under what drew them
+    log_target: Tensor  # (B,) log P_T, normalised by the estimate of Z(x); -inf where hard forbids
+    baseline: Tensor  # (B,) of the pseudo-reward
+
+    def rows(self, index: Tensor) -> "DPGBatch":
+        """The chosen samples, trimmed to the longest of them."""
+        return DPGBatch(
+            self.rollout.rows(index),
+            self.log_proposal[index],
+            self.log_target[index],
+            self.baseline[index],
+        )
+
+
+class DPG:
+    """Minimises D_f(policy || P_T), averaged over prompts."""
+
+    updates = "importance"
+    reads_tokens = False
+
+    def __init__(self, config: DPGRun) -> None:
+        check(config)
+        self.config = config.dpg
+        self.divergence: Divergence = divergence(config.dpg.divergence, config.dpg.alpha)
+        self.smooths = self.divergence.needs_support
+        self.warnings = optimum_warnings(config)
+        self.kl_coef = config.kl.coef
+        self.sum_over_ranks: SumOverRanks = one_rank
+        self.gather: Gather = same
+        self.budget = MOST
+        self.iteration = 0
+        self.partition = Partition(config.dpg.z_memory)
+        self.last_kl = torch.zeros(0)
+        self.last_log_ratio = torch.zeros(0)
+        self._proposal: dict[str, Tensor] | None = (
+            None  # the weights that draw, where not the policy's
+        )
+
+    # -- what draws ----------------------------------------------------------------------------
+
+    @contextmanager
+    def proposal(self, policy: Policy) -> Iterator[None]:
+        """Within it the policy has the proposal's weights."""
+        if self.config.proposal == "policy":
+            yield
+            return
+        parameters = policy.trainable()
+        if self._proposal is None:
+            self._proposal = snapshot(parameters)
+        own = snapshot(parameters)
+        put(parameters, self._proposal)
+        try:
+            yield
+        finally:
+            put(parameters, own)
+
+    # -- before the update ---------------------------------------------------------------------
+
+    @torch.no_grad()
+    def prepare(self, policy: Policy, scored: ScoredRollout) -> tuple[DPGBatch, dict[str, float]]:
+        """Target and proposal of each response, a baseline, and what to log about them."""
+        rollout, mask = scored.rollout, scored.rollout.action_mask
+        old, _ = behaviour(policy, rollout, self.budget)
+        log_policy = whole_response(old["logprobs"], mask)
+        drawn = log_policy if rollout.logprobs is None else whole_response(rollout.logprobs, mask)
+        log_ref = whole_response(scored.ref_logprobs, mask)
+        log_p = log_ref + scored.log_potential  # (B,) unnormalised
+        log_z = self.partition.update(keys_of(rollout.prompts), log_p - drawn, self.gather)
+        # Where nothing of a prompt was ever possible there is no target to go to: no reward.
+        log_target = torch.where(log_z > -torch.inf, log_p - log_z, log_policy)
+        reward = self.reward(log_policy - log_target)
+        ratio = self._ratio(log_policy - drawn)
+        baseline = torch.zeros_like(reward)
+        if self.config.baseline == "leave_one_out":
+            baseline = leave_one_out(ratio * reward, rollout.group)
+        self.last_kl, self.last_log_ratio = log_policy - log_ref, log_ref - drawn
+        batch = DPGBatch(rollout, drawn, log_target, baseline)
+        advantage = ratio * (reward - baseline)
+        stats = self._stats(log_policy, log_target, drawn, ratio, advantage, log_z)
+        stats |= self._try_proposal(policy, log_policy, log_target, drawn)
+        entropy, _ = masked_moments(old["entropy"], mask, self.sum_over_ranks)
+        return batch, stats | {"entropy": float(entropy)}
+
+    def reward(self, log_ratio: Tensor) -> Tensor:
+        """(B,) pseudo-reward of log policy - log target (B,), bounded as the settings say."""
+        reward = self.divergence.reward(log_ratio)
+        bound = self.config.clip_reward
+        return reward if bound is None else reward.clamp(-bound, bound)
+
+    def _ratio(self, log_ratio: Tensor) -> Tensor:
+        ratio = log_ratio.exp()
+        return ratio if self.config.clip_ratio is None else ratio.clamp(max=self.config.clip_ratio)
+
+    def _stats(
+        self, log_policy: Tensor, log_target: Tensor, drawn: Tensor, ratio: Tensor,
+        advantage: Tensor, log_z: Tensor,
+    ) -> dict[str, float]:  # fmt: skip
+        everyone = torch.ones_like(ratio, dtype=torch.bool)
+
+        def mean(x: Tensor, mask: Tensor = everyone) -> float:
+            return float(masked_moments(x.float(), mask, self.sum_over_ranks)[0])
+
+        _, spread = masked_moments(advantage.float(), everyone, self.sum_over_ranks)
+        weights = (log_target - drawn).exp()  # P_T / q, of mean 1
+        square = mean(weights) ** 2
+        return {
+            "kl/ref": mean(ratio * self.last_kl),
+            "dpg/divergence": mean(
+                self.divergence.integrand(log_target - drawn, log_policy - drawn)
+            ),
+            "dpg/log_z": mean(log_z, log_z > -torch.inf),
+            "dpg/ess": square / mean(weights**2) if square > 0 else 0.0,
+            "dpg/ratio_max": float(ratio.max()),
+            "dpg/advantage_std": float(spread.sqrt()),
+        }
+
+    def _try_proposal(
+        self, policy: Policy, log_policy: Tensor, log_target: Tensor, drawn: Tensor
+    ) -> dict[str, float]:
+        """Let the policy draw from now on where its divergence is below the proposal's.
+
+        Both are estimated from the same samples of the proposal, so what they share cancels.
+        """
+        if self.config.proposal == "policy":
+            return {}
+        everyone = torch.ones_like(drawn, dtype=torch.bool)
+        # Of samples of q, log q is what `drawn` is; with it in the policy's place: D_f(q || P_T).
+        of_policy, of_proposal = (
+            self.divergence.integrand(log_target - drawn, x - drawn) for x in (log_policy, drawn)
+        )
+        gain, _ = masked_moments((of_proposal - of_policy).float(), everyone, self.sum_over_ranks)
+        is_due = (self.iteration + 1) % self.config.proposal_every == 0
+        is_replaced = is_due and float(gain) > 0
+        if is_replaced:
+            self._proposal = snapshot(policy.trainable())
+        return {"dpg/gain": float(gain), "dpg/replaced": float(is_replaced)}
+
+    # -- the update ----------------------------------------------------------------------------
+
+    def minibatches(self, batch: DPGBatch, generator: torch.Generator) -> Iterator[Tensor]:
+        """Row indices of each optimiser step."""
+        size = len(batch.rollout)
+        order = torch.randperm(size, generator=generator).to(batch.baseline.device)
+        yield from order.tensor_split(min(self.config.minibatches, size))
+
+    def loss(self, policy: torch.nn.Module, batch: DPGBatch, norm: Norm) -> LossOutput:
+        """Whose gradient is minus that of E_q[pi/q (r(pi/P_T) - b) log pi], r and b held still."""
+        mask = batch.rollout.action_mask
+        out = policy(*tensors(batch.rollout), logprobs_and_values)
+        log_policy = whole_response(out["logprobs"], mask)
+        held = log_policy.detach()
+        ratio = self._ratio(held - batch.log_proposal)
+        advantage = ratio * (self.reward(held - batch.log_target) - batch.baseline)
+        loss = -(advantage * log_policy).sum() / norm.sequences
+        # Weight 0 rather than left out: DDP waits for every parameter's gradient.
+        loss = loss + 0.0 * out["values"].sum()
+        return LossOutput(loss, {"dpg/loss": loss.detach()})
+
+    def stops_early(self, stats: dict[str, float]) -> bool:
+        return False
+
+    def after_iteration(self, samples: int) -> None:
+        self.iteration += 1
+
+    def learning_rates(self) -> dict[str, float]:
+        return {"lm": self.config.lr, "value_head": 0.0}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"iteration": self.iteration, "partition": self.partition.state_dict()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self._proposal or {}
+
+    def load_state_dict(
+        self, state: dict[str, Any], tensors: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> None:
+        self.iteration = int(state["iteration"])
+        self.partition.load_state_dict(state["partition"])
+        self._proposal = dict(tensors) or None
+
+
+def check(config: DPGRun) -> None:
+    """Refuse settings that have no meaning under this method, or no target."""
+    n = config.sampling.samples_per_prompt
+    if n < 4:
+        raise ConfigError(
+            f"sampling.samples_per_prompt={n}: the distributional policy gradient normalises the "
+            "target for each prompt from its own samples, and with fewer than 4 there is no "
+            "signal; set sampling.samples_per_prompt=8 or more"
+        )
+    if config.kl.coef == 0:
+        raise ConfigError(
+            "kl.coef=0: a reward's weight is divided by it in the target's exponent; set the price "
+            "of a nat, such as kl.coef=0.1 (with moments and hard rewards alone any value will do)"
+        )
+    for is_set, setting, reason in (
+        (config.kl.target is not None, f"kl.target={config.kl.target}", "the target's beta"),
+        (config.score.normalize, "score.normalize=true", "the score's place in the target"),
+    ):
+        if is_set:
+            raise ConfigError(f"{setting} would move {reason}; leave it out under dpg")
+
+
+def optimum_warnings(config: DPGRun) -> list[str]:
+    """One line for each setting that moves the optimum away from the target."""
+    dpg, lines = config.dpg, []
+    if dpg.clip_reward is not None:
+        lines.append(f"dpg.clip_reward={dpg.clip_reward:g}: rare, good responses count less")
+    if dpg.clip_ratio is not None:
+        lines.append(f"dpg.clip_ratio={dpg.clip_ratio:g}: off-policy weights are cut")
+    return lines + shared_warnings(config)
+
+
+def snapshot(parameters: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in parameters.items()}
+
+
+@torch.no_grad()
+def put(parameters: dict[str, torch.nn.Parameter], values: dict[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])

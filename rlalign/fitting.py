@@ -1,0 +1,322 @@
+"""From a declared target to a fitted one: ask the reference, say what can be had, fit lambda."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rewards.constraints import shown_moment
+from rewards.trl_style import Logged
+from rlalign.config import ConfigError
+from rlalign.generation import decode_engine
+from rlalign.moments import Fit, Samples, fit, newton_step
+from rlalign.partition import Gather, keys_of
+from rlalign.prompts import scheduled
+from rlalign.scoring import columns_of
+from rlalign.session import Session
+from rlalign.target import Target
+from rlalign.types import Rollout, ScoredRollout
+
+
+class InfeasibleError(ConfigError):
+    """What a target asks for cannot be had, as far as the reference's samples show."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One constraint before training."""
+
+    name: str
+    asked: tuple[float, float]  # (1, 1) where it is hard
+    base: float  # mean under the reference (among what is possible, for a moment)
+    base_se: float
+    fitted: float  # mean under the fitted target
+    weight: float  # lambda; log epsilon where it is hard
+    weight_se: float
+
+
+@dataclass(frozen=True)
+class Feasibility:
+    """What the reference's samples say of a target before any training."""
+
+    wishes: tuple[Wish, ...]
+    samples: int
+    prompts: int
+    ess: float  # of all samples under the fitted target
+    impossible_prompts: int  # without one sample that satisfies what is hard
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"target: {self.samples} responses of the reference to {self.prompts} prompt(s), worth "
+            f"{self.ess:.0f} of the target"
+        ]
+        for wish in self.wishes:
+            low, high = wish.asked
+            asked = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+            sign = "log ε" if wish.asked == (1.0, 1.0) and wish.weight_se == 0 else "λ"
+            error = f" ± {wish.weight_se:.2g}" if wish.weight_se else ""
+            lines.append(
+                f"  {wish.name}: {wish.base:.4g} ± {wish.base_se:.2g} under the reference, asked "
+                f"{asked}, {sign} {wish.weight:.4g}{error}"
+            )
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The reference's responses on every rank, as a fit reads them."""
+
+    features: Tensor  # (N, R) shaped values
+    finished: Tensor  # (N,)
+    prompt: Tensor  # (N,) int64
+
+
+@torch.no_grad()
+def fit_target(session: Session, target: Target) -> tuple[Target, Feasibility]:
+    """The target with its lambdas and epsilons, and what the reference's samples say of it.
+
+    Raises InfeasibleError, in words, where a wish cannot be met.
+    """
+    drawn = draw(session, target)
+    values = drawn.features
+    names = [entry.name for entry in target.entries]
+    rates = {
+        entry.name: float(per_prompt(values[:, names.index(entry.name)], drawn.prompt).mean())
+        for entry in target.hard
+    }
+    check_hard(target, values, rates)
+    # With the constraints at nothing the potential is that of the weights, and -inf where hard.
+    declared = target.fitted(dict.fromkeys((e.name for e in target.moments), 0.0), {}, rates)
+    base = declared.potential_of(values, drawn.finished)
+    index = [names.index(entry.name) for entry in target.moments]
+    samples = Samples(values[:, index], base, drawn.prompt)
+    found = fitted(target, samples) if index else None
+    lambdas, errors = {}, {}
+    if found is not None:
+        for i, entry in enumerate(target.moments):
+            lambdas[entry.name] = float(found.lambdas[i])
+            errors[entry.name] = float(found.se[i])
+    done = target.fitted(lambdas, errors, rates)
+    return done, report(done, drawn, samples, found, rates)
+
+
+def draw(session: Session, target: Target) -> Drawn:
+    """Responses of the reference to some of the training prompts, with the rewards' values."""
+    section, ranks = session.config.target, session.ranks
+    per_prompt_count = section.samples_per_prompt
+    prompts = min(max(section.samples // per_prompt_count, 1), len(session.prompts))
+    per_prompt_count = max(-(-section.samples // prompts), per_prompt_count)
+    chosen = sorted(scheduled(len(session.prompts), session.config.train.seed, 0, prompts))
+    mine = chosen[ranks.rank :: ranks.size]
+    rows: list[tuple[int, bool, list[float]]] = []
+    if mine:
+        engine = decode_engine(session.config.sampling, session.tokenizer)
+        with session.policy.reference() as reference:
+            engine.sync(reference)
+            batch = session.prompts.batch(mine, ranks.device)
+            generator = session.generator("fit", 0)
+            rollout = engine.generate(batch, per_prompt_count, generator)
+        rows = ranks.together(lambda: valued(session, target, rollout, mine))
+    else:
+        rows = ranks.together(lambda: [])
+    everyone = sorted(ranks.gather(rows), key=lambda row: row[0])
+    numbers = {number: i for i, number in enumerate(chosen)}
+    return Drawn(
+        torch.tensor([values for _, _, values in everyone], dtype=torch.float64),
+        torch.tensor([finished for _, finished, _ in everyone]),
+        torch.tensor([numbers[number] for number, _, _ in everyone]),
+    )
+
+
+def valued(
+    session: Session, target: Target, rollout: Rollout, numbers: Sequence[int]
+) -> list[tuple[int, bool, list[float]]]:
+    """(prompt, finished, shaped values) of each response."""
+    prompts = rollout.prompts
+    columns = columns_of(rollout, session.trainer_state(0), Logged())
+    output = session.reward_set(list(prompts.texts), list(rollout.texts), columns)
+    features = target.features(torch.from_numpy(output.values)).tolist()
+    group, finished = rollout.group.tolist(), rollout.finished.tolist()
+    return [(numbers[g], f, row) for g, f, row in zip(group, finished, features, strict=True)]
+
+
+def check_hard(target: Target, features: Tensor, rates: dict[str, float]) -> None:
+    """Refuse what no response satisfied, alone or together."""
+    n = len(features)
+    for name, rate in rates.items():
+        if rate == 0.0:
+            raise InfeasibleError(
+                f"rewards.{name}.hard=true: none of {n} responses of the reference satisfies it: "
+                f"its base rate is below {3 / n:.2g} (95%), and sampling alone does not get there. "
+                "Ask for something more frequent, raise target.samples, or begin with a weight"
+            )
+    hard = [i for i, entry in enumerate(target.entries) if entry.hard]
+    if hard and not bool((features[:, hard] > 0.5).all(1).any()):
+        named = " and ".join(f"rewards.{target.entries[i].name}" for i in hard)
+        shown = ", ".join(f"{name} {rate:.2g}" for name, rate in rates.items())
+        raise InfeasibleError(
+            f"{named} are hard, and none of {n} responses satisfies all of them (base rates: "
+            f"{shown}); they contradict each other, or need more target.samples"
+        )
+
+
+def fitted(target: Target, samples: Samples) -> Fit:
+    """The fit of every moment; InfeasibleError says which wish cannot be met, and why."""
+    entries, possible = target.moments, samples.possible()
+    wishes = [entry.moment for entry in entries if entry.moment is not None]
+    base = fit(possible, [(-math.inf, math.inf)] * len(entries)).means.tolist()
+    for i, entry in enumerate(entries):
+        low, high = reach(possible, i)
+        where = f"rewards.{entry.name}.moment={shown_moment(entry.moment)}"
+        among = f"{len(possible.features)} responses of the reference"
+        if low == high and not wishes[i][0] <= low <= wishes[i][1]:
+            raise InfeasibleError(
+                f"{where}: its value is {low:g} in all {among}: what is never seen cannot be "
+                "weighed up. Ask for something more frequent, raise target.samples, or begin with "
+                "a weight"
+            )
+        if wishes[i][0] > high or wishes[i][1] < low:
+            raise InfeasibleError(
+                f"{where} is out of reach: by weighing {among} within each prompt the mean can be "
+                f"{low:.4g} to {high:.4g} (unweighted {base[i]:.4g}). Some prompts never show it; "
+                "ask for less, raise target.samples, or choose other prompts"
+            )
+    found = fit(possible, wishes)
+    if not found.is_reached:
+        raise InfeasibleError(contradiction(target, possible, wishes, base))
+    return found
+
+
+def reach(samples: Samples, column: int) -> tuple[float, float]:
+    """The least and the largest mean that weights within the prompts can give one feature."""
+    x = torch.where(samples.log_weights > -math.inf, samples.features[:, column], math.nan)
+    ends = []
+    for kind, worst in (("amin", math.inf), ("amax", -math.inf)):
+        start = torch.full((samples.prompts,), worst, dtype=x.dtype)
+        ends.append(start.scatter_reduce(0, samples.prompt, x.nan_to_num(worst), kind).mean())
+    return float(ends[0]), float(ends[1])
+
+
+def contradiction(
+    target: Target, samples: Samples, wishes: Sequence[tuple[float, float]], base: list[float]
+) -> str:
+    """Which wishes, each possible alone, are not possible together."""
+    entries = target.moments
+    shown = [f"rewards.{e.name}.moment={shown_moment(e.moment)}" for e in entries]
+    rates = ", ".join(f"{e.name} {x:.3g}" for e, x in zip(entries, base, strict=True))
+    for i in range(len(entries)):
+        for j in range(i + 1, len(entries)):
+            if not fit(samples.columns([i, j]), [wishes[i], wishes[j]]).is_reached:
+                return (
+                    f"{shown[i]} and {shown[j]} contradict each other: each could be had alone, "
+                    f"no weights give both (under the reference: {rates}). Ask for less of one"
+                )
+    return (
+        f"{', '.join(shown)} cannot be had together, although any two can (under the reference: "
+        f"{rates}). Ask for less, or for intervals"
+    )
+
+
+def report(
+    target: Target, drawn: Drawn, samples: Samples, found: Fit | None, rates: dict[str, float]
+) -> Feasibility:
+    names = [entry.name for entry in target.entries]
+    wishes, notes = [], []
+    for entry in target.hard:
+        values = drawn.features[:, names.index(entry.name)]
+        wishes.append(
+            Wish(entry.name, (1.0, 1.0), rates[entry.name], error_of_mean(values, drawn.prompt),
+                 1.0, target.log_epsilon[entry.name], 0.0)
+        )  # fmt: skip
+    for i, entry in enumerate(target.moments):
+        assert found is not None and entry.moment is not None
+        values = drawn.features[:, names.index(entry.name)]
+        wishes.append(
+            Wish(entry.name, entry.moment, float(per_prompt(values, drawn.prompt).mean()),
+                 error_of_mean(values, drawn.prompt), float(found.means[i]),
+                 float(found.lambdas[i]), float(found.se[i]))
+        )  # fmt: skip
+    prompts = int(drawn.prompt.max()) + 1
+    possible = int(samples.possible().prompts)
+    if found is None:
+        ess = float((samples.log_weights > -math.inf).sum())
+    else:
+        ess = float(found.ess.sum())
+    if possible < prompts:
+        notes.append(
+            f"{prompts - possible} of {prompts} prompts have no response that satisfies what is "
+            "hard: they were left out of the fit"
+        )
+    if ess < 100:
+        notes.append(
+            f"{ess:.0f} effective samples make a rough fit; it is refined as the policy improves, "
+            "and target.samples raises it from the start"
+        )
+    return Feasibility(
+        tuple(wishes), len(drawn.features), prompts, ess, prompts - possible, tuple(notes)
+    )
+
+
+def per_prompt(values: Tensor, prompt: Tensor) -> Tensor:
+    """(P,) mean of each prompt's values."""
+    size = int(prompt.max()) + 1
+    sums = torch.zeros(size, dtype=values.dtype).index_add(0, prompt, values)
+    return sums / torch.bincount(prompt, minlength=size)
+
+
+def error_of_mean(values: Tensor, prompt: Tensor) -> float:
+    """Standard error of the mean over prompts, the prompts taken as given."""
+    means, counts = per_prompt(values, prompt), torch.bincount(prompt).double()
+    centred = (values - means[prompt]) ** 2 / ((counts - 1).clamp(min=1) * counts)[prompt]
+    return float(centred.sum().sqrt()) / len(means)
+
+
+# -- as the policy improves ------------------------------------------------------------------------
+
+
+def moved(
+    target: Target,
+    scored: ScoredRollout,
+    log_ratio: Tensor,
+    update: str,
+    rate: float,
+    gather: Gather,
+) -> Target:
+    """The target after one damped Newton step of its dual on an iteration's samples.
+
+    `policy`: the policy's own means stand for the target's, which is dual ascent on the Lagrangian.
+    `importance`: its samples are weighted by target / proposal, `log_ratio` (B,) being
+    log reference / proposal; the step shrinks with their effective number.
+    """
+    names = [entry.name for entry in target.entries]
+    index = [names.index(entry.name) for entry in target.moments]
+    features = target.features(scored.rewards.cpu())  # (B, R)
+    lambdas = torch.tensor([target.lambdas[e.name] for e in target.moments], dtype=torch.float64)
+    log_weights = torch.zeros(len(features), dtype=torch.float64)
+    if update == "importance":
+        own = features[:, index] @ lambdas
+        log_weights = log_ratio.cpu().double() + scored.log_potential.cpu() - own
+    rows = list(
+        zip(
+            features[:, index].tolist(),
+            log_weights.tolist(),
+            keys_of(scored.rollout.prompts),
+            strict=True,
+        )
+    )
+    everyone = gather(rows)
+    numbers = {key: i for i, key in enumerate(dict.fromkeys(key for _, _, key in everyone))}
+    samples = Samples(
+        torch.tensor([x for x, _, _ in everyone], dtype=torch.float64),
+        torch.tensor([w for _, w, _ in everyone], dtype=torch.float64),
+        torch.tensor([numbers[key] if update == "importance" else 0 for _, _, key in everyone]),
+    )
+    if not bool((samples.log_weights > -math.inf).any()):
+        return target  # nothing that was drawn is possible: nothing to learn from
+    wishes = [entry.moment for entry in target.moments if entry.moment is not None]
+    at = torch.zeros_like(lambdas) if update == "policy" else lambdas
+    new = newton_step(samples, wishes, lambdas, at, rate)
+    return target.fitted(dict(zip((e.name for e in target.moments), new.tolist(), strict=True)), {})

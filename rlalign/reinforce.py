@@ -1,0 +1,15 @@
+"""REINFORCE from a command line: `rlalign reinforce`, `launch/reinforce.py`."""
+
+import sys
+from collections.abc import Sequence
+
+from rlalign import run_method
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train as the command line says; the exit code of `rlalign.exits`."""
+    return run_method.main("reinforce", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
