@@ -211,12 +211,13 @@ def build(entry: RewardEntry, spec: RewardSpec) -> Scorer:
     return BuiltReward(entry, spec, construct(entry, spec, params))
 
 
-def score_spans(entry: RewardEntry, value: Value, weight: float) -> list[Span]:
-    """The spans of a value in score units, under this weight.
+def score_spans(entry: RewardEntry, value: Value, weight: float | None = None) -> list[Span]:
+    """The spans of a value in score units, under this weight (default: the final one).
 
     Under `threshold` and `clip` the credits are the differences of the shaped running sum: dropping
     them only where the final value is clipped would let earlier credit depend on later text.
     """
+    weight = entry.weight_at(None) if weight is None else weight
     if not isinstance(value, Score) or weight == 0:
         return []
     spans, total, before = [], 0.0, entry.shaped(0.0)

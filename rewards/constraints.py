@@ -52,7 +52,7 @@ def check_constraint(
     if given.get("weight") is not None:
         raise RewardConfigError(
             f"{wish} beside {where}.weight={brief(given['weight'])}: a moment fits its own weight, "
-            "and what is hard needs none; remove the weight, or the other"
+            "and what is hard needs none; remove the weight (weight: null), or the other"
         )
     if options.get("on_error", "raise") == "skip":
         raise RewardConfigError(

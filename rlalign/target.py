@@ -20,7 +20,7 @@ from rewards.entries import RewardEntry
 from rlalign.config import ConfigError
 from rlalign.sections import RunConfig, ScoreSection
 
-SMOOTHING = 0.01  # epsilon over the base rate: how much of the target may violate what is hard
+SMOOTHING = 0.003  # epsilon over the base rate: how much of the target may violate what is hard
 
 
 @dataclass(frozen=True)

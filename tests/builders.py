@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from rewards.compose import RewardSet, parse_entries
 from rlalign.algorithms.ppo import PPO, PPORun
 from rlalign.config import from_mapping
 from rlalign.generation import DecodeEngine
@@ -218,3 +219,8 @@ def on_two_ranks(job: Callable[[int, Callable[[Tensor], Tensor]], Any]) -> list[
     for thread in threads:
         thread.join()
     return results
+
+
+def reward_set(rewards: Mapping[str, Any]) -> RewardSet:
+    """The rewards of a configuration's section."""
+    return RewardSet(parse_entries(rewards))

@@ -55,7 +55,7 @@ ARGUMENTS = [
     (["quick"], "unexpected argument 'quick'; settings are written --section.key=value"),
     (["other.yaml"], "unexpected argument 'other.yaml'; did you mean --config other.yaml?"),
     (["-kl.coef=3"], "-kl.coef is unknown; did you mean kl.coef?"),
-    (["foo=3"], "foo is unknown; the sections are model, prompts, sampling, vllm, rewards, score, kl, optim, train, eval, audit, checkpoint, run, trl, trackers, reward_files, ppo"),
+    (["foo=3"], "foo is unknown; the sections are model, prompts, sampling, vllm, rewards, score, kl, target, optim, train, eval, audit, checkpoint, run, trl, trackers, reward_files, ppo"),
     (["--config=again.yaml"], "--config is given twice: base.yaml and again.yaml"),
     (["{kl.coef: 1}"], "unexpected argument '{kl.coef: 1}': not a JSON mapping (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))"),
     (["--model.name=${oc.env:HOME}"], f"model.name='${{oc.env:HOME}}' {NO_INTERPOLATION}"),
@@ -70,8 +70,8 @@ ARGUMENTS = [
     (["--rewards.space.kind=lexical.contain"], "rewards.space.kind='lexical.contain' is unknown; did you mean 'lexical.contains'?"),
     (["--rewards.space.wrods=a"], "rewards.space.wrods is not a parameter of lexical.contains; did you mean 'words'?"),
     (["--rewards.space.words=[no]"], f"rewards.space.words[0]=False is not text: {QUOTE}"),
-    (["--rewards.space.moment=0.5"], "rewards.space.moment needs targets, which this version does not have yet; use weight"),
-    (["--rewards.space.hard"], "rewards.space.hard needs targets, which this version does not have yet; use weight"),
+    (["--rewards.space.moment=0.5", "--rewards.space.weight=2"], "rewards.space.moment=0.5 beside rewards.space.weight=2: a moment fits its own weight, and what is hard needs none; remove the weight (weight: null), or the other"),
+    (["--rewards.space.hard", "--rewards.space.scale=2"], "rewards.space.hard=true: a response holds it or not, so scale and clip mean nothing; remove them, or say by rewards.space.threshold from which value on it holds"),
     (["--rewards.space.words"], "--rewards.space.words needs a value, a list of text: --rewards.space.words=VALUE"),
 ]  # fmt: skip
 
@@ -153,8 +153,8 @@ def test_every_fault_of_one_load_is_reported_on_its_own_line(directory):
         "kl.coef=-1 is not a number of at least 0",
         "lr is unknown; did you mean ppo.lr?",
         "rewards.space.weight='heavy': input should be a valid number, unable to parse string as a number",
-        "rewards.space.x is not a parameter of lexical.contains; it takes: words, mode, weight, threshold, scale, clip, on_error, error_value, isolate, deadline",
-        "rewards.space.y is not a parameter of lexical.contains; it takes: words, mode, weight, threshold, scale, clip, on_error, error_value, isolate, deadline",
+        "rewards.space.x is not a parameter of lexical.contains; it takes: words, mode, weight, threshold, scale, clip, on_error, error_value, isolate, deadline, moment, hard",
+        "rewards.space.y is not a parameter of lexical.contains; it takes: words, mode, weight, threshold, scale, clip, on_error, error_value, isolate, deadline, moment, hard",
         "train.samples='many' is not an integer of at least 1",
         "unexpected argument 'what'; settings are written --section.key=value",
     ]  # fmt: skip

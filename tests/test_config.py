@@ -191,7 +191,7 @@ def test_a_reward_is_saved_with_its_defaults(two_rewards):
     assert load_config(SmallRun, [two_rewards]).rewards["brief"] == {
         "kind": "structure.word_count", "min": 0, "max": 5, "slack": 0,
         "weight": 1.0, "threshold": None, "scale": 1.0, "clip": None, "on_error": "raise",
-        "error_value": None, "isolate": False, "deadline": None,
+        "error_value": None, "isolate": False, "deadline": None, "moment": None, "hard": False,
     }  # fmt: skip
 
 

@@ -25,16 +25,22 @@ LAYERS = [
         "sizes",
         "files",
         "heap",
+        "divergences",
+        "estimators",
+        "moments",
+        "baseline",
+        "optimum",
     }
     | {"terminal", "redact", "startup"},
-    {"prompts", "pairs", "policy", "models", "ranks", "checkpoint", "metrics", "runs", "tracking"}
+    {"prompts", "pairs", "policy", "models", "ranks", "checkpoint", "metrics", "diversity"}
+    | {"runs", "tracking"}
     | {"wandb_tracker"},
     {f"generation.{name}" for name in ("sampling", "engine", "caches", "decode", "vllm", "build")}
-    | {"scoring", "symptoms", "behaviour"},
+    | {"target", "partition", "scoring", "symptoms", "behaviour"},
     {"signs"},
     {"audit"},
-    {"algorithms.ppo"},
-    {"session"},
+    {f"algorithms.{name}" for name in ("ppo", "dpg", "reinforce")},
+    {"session", "fitting"},
     {"exits", "trainer", "estimate", "machine"},
     {"evaluate", "saving"}
     | {
@@ -59,7 +65,8 @@ LAYERS = [
     {"loop"},
     {"trl_rewards", "trl_settings", "trl_record"},
     {"demand", "probe_time"},
-    {"api", "ppo", "reward_model", "measure", "reward_tools", "trl_run", "doctor", "cli"}
+    {"methods", "run_method", "dpg", "reinforce"}
+    | {"api", "ppo", "reward_model", "measure", "reward_tools", "trl_run", "doctor", "cli"}
     | {"__main__", "__init__"},
 ]
 FILES = sorted([*(ROOT / "rlalign").rglob("*.py"), *(ROOT / "rewards").rglob("*.py")])

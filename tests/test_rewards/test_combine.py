@@ -241,7 +241,7 @@ def test_parts_are_completed_and_pass_the_check_again():
     plain = {"threshold": None, "scale": 1.0, "clip": None}
     assert entry.settings() == {
         "kind": "combine.min", "weight": 1.0, "on_error": "raise", **plain,
-        "error_value": None, "isolate": False, "deadline": None,
+        "error_value": None, "isolate": False, "deadline": None, "moment": None, "hard": False,
         "parts": {
             "a": RATE | plain | {"threshold": 0.5},
             "c": {"kind": "combine.all", **plain, "parts": {"d": RAIN | {"mode": "any"} | plain}},

@@ -9,12 +9,6 @@ from rewards.entries import entries_json_schema
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"kind": "lexical.contains", "words": ["a"], "moment": 0.5},
-         "rewards.x.moment needs targets, which this version does not have yet; use weight"),
-        ({"kind": "lexical.contains", "words": ["a"], "moment": 0},  # a wish like any other
-         "rewards.x.moment needs targets, which this version does not have yet; use weight"),
-        ({"kind": "lexical.contains", "words": ["a"], "hard": True},
-         "rewards.x.hard needs targets, which this version does not have yet; use weight"),
         ({"kind": "lexical.contains", "words": ["a"], "isolate": "perhaps"},
          "rewards.x.isolate='perhaps': input should be a valid boolean"),
         ({"kind": "lexical.contains", "words": ["a"], "isolate": True, "deadline": 0},
