@@ -11,7 +11,7 @@ from rewards.constraints import shown_moment
 from rewards.trl_style import Logged
 from rlalign.config import ConfigError
 from rlalign.generation import decode_engine
-from rlalign.moments import Fit, Samples, fit, newton_step
+from rlalign.moments import Fit, Samples, fit, newton_step, tilt
 from rlalign.partition import Gather, keys_of
 from rlalign.prompts import scheduled
 from rlalign.scoring import columns_of
@@ -167,7 +167,7 @@ def fitted(target: Target, samples: Samples) -> Fit:
     """The fit of every moment; InfeasibleError says which wish cannot be met, and why."""
     entries, possible = target.moments, samples.possible()
     wishes = [entry.moment for entry in entries if entry.moment is not None]
-    base = fit(possible, [(-math.inf, math.inf)] * len(entries)).means.tolist()
+    base = tilt(possible, torch.zeros(len(entries), dtype=torch.float64)).means.tolist()
     for i, entry in enumerate(entries):
         low, high = reach(possible, i)
         where = f"rewards.{entry.name}.moment={shown_moment(entry.moment)}"

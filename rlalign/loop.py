@@ -90,11 +90,8 @@ class _Run:
         self.after: Evaluation | None = None
         rewards = session.reward_set.entries
         self.audit = Audit(session.config.audit, rewards, session.config.train.samples)
-        self.view = LiveView(
-            session.config.train.iterations,
-            list(session.reward_set.names),
-            quiet=quiet or not self.is_main,
-        )
+        total, names = session.config.train.iterations, list(session.reward_set.names)
+        self.view = LiveView(total, names, quiet=quiet or not self.is_main)
 
     @property
     def coef(self) -> float:
@@ -108,6 +105,7 @@ class _Run:
         try:
             self._resume()
             self._open()
+            self._fit_target()
             if config.eval.every:
                 self.before = evaluate(self.session, self.coef, of_reference=True)
                 if trainer.iteration > 0:
@@ -230,6 +228,15 @@ class _Run:
             config.trackers, folder, to_flat(config), resolved_yaml(config), self.trainer.iteration
         )
 
+    def _fit_target(self) -> None:
+        """Fit what is left to fit, and say what was asked and what can be had."""
+        self.trainer.fit_target()
+        if self.is_main:
+            target, feasibility = self.trainer.target, self.trainer.feasibility
+            self.folder.write_run_json({"target": {"formula": str(target), **target.state_dict()}})
+            if feasibility is not None:
+                logger.info("%s\n%s", feasibility, target)
+
     def _warn_of_changes(self) -> None:
         """Say which settings differ from those that the folder's run was begun with."""
         if changed := changed_settings(self.session.config, self.folder.config_yaml):
@@ -271,13 +278,7 @@ class _Run:
         if not (is_due or is_best):
             return
         path = self._save()
-        if (
-            self.is_main
-            and is_best
-            and metric is not None
-            and value is not None
-            and path is not None
-        ):
+        if path is not None and is_best and metric is not None and value is not None:
             mark_best(self.folder.checkpoints, path, metric, value)
 
     def _beats_best(self, metric: str | None, value: float) -> bool:
@@ -290,10 +291,8 @@ class _Run:
         state["audit"] = self.audit.state_dict()
         path = None
         if self.is_main:
-            keep = self.session.config.checkpoint.keep
-            path = save_checkpoint(
-                self.folder.checkpoints, self.trainer.iteration, tensors, state, keep=keep
-            )
+            root, keep = self.folder.checkpoints, self.session.config.checkpoint.keep
+            path = save_checkpoint(root, self.trainer.iteration, tensors, state, keep=keep)
         self.session.ranks.wait()
         return path
 

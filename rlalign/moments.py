@@ -138,7 +138,11 @@ def _variables(wishes: Sequence[tuple[float, float]]) -> tuple[Tensor, Tensor, T
                 wish.append(end)
                 is_bounded.append(True)
     matrix = torch.stack(columns, 1) if columns else torch.zeros(len(wishes), 0).double()
-    return matrix, torch.tensor(wish, dtype=torch.float64), torch.tensor(is_bounded)
+    return (
+        matrix,
+        torch.tensor(wish, dtype=torch.float64),
+        torch.tensor(is_bounded, dtype=torch.bool),
+    )
 
 
 def _newton(hessian: Tensor, gradient: Tensor, free: Tensor) -> Tensor:

@@ -87,6 +87,13 @@ class BatchScorer:
         together: Callable[[Callable[[], ScoredBatch]], ScoredBatch] = lambda job: job(),
     ) -> None:
         for entry in reward_set.entries:
+            if entry.is_constraint:
+                wish = "hard" if entry.hard else "moment"
+                raise RewardConfigError(
+                    f"rewards.{entry.name}.{wish} is fitted by this project's own loop, and TRL's "
+                    "trainers know weights alone; use launch/ppo.py, launch/dpg.py or "
+                    "launch/reinforce.py, or a weight"
+                )
             if isinstance(entry.weight, Ramp) and steps_per_iteration is None:
                 raise RewardConfigError(
                     f"rewards.{entry.name}.weight={entry.settings()['weight']} moves with the "

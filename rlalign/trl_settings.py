@@ -11,7 +11,7 @@ from rlalign.audit_section import AuditSection
 from rlalign.config import ConfigError
 from rlalign.models import compute_dtype
 from rlalign.schema import settings
-from rlalign.sections import VLLMSection
+from rlalign.sections import TargetSection, VLLMSection
 from rlalign.sizes import MOST
 
 Method = Literal["grpo", "rloo"]
@@ -66,6 +66,10 @@ RULES = (
     Rule("kl.target", NOWHERE, NOWHERE, "beta is fixed", refused=True),
     same("kl.horizon", NOWHERE, "beta is fixed"),
     same("kl.estimator", NOWHERE, "RLOO charges k1, GRPO k3"),
+    *(
+        same(f"target.{name}", NOWHERE, "moments are refused")
+        for name in TargetSection.model_fields
+    ),
     same("kl.placement", NOWHERE, "RLOO: `score`; GRPO: in the loss"),
     same("optim.betas", "adam_beta1, adam_beta2"),
     same("optim.eps", "adam_epsilon"),

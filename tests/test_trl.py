@@ -372,3 +372,10 @@ def test_ppo_hands_messages_to_trl_functions_and_text_to_all_others() -> None:
     first = " The ship left the harbour at dawn, and she watched it go."
     assert seen["trl"] == (chat, [{"role": "assistant", "content": first}])
     assert seen["plain"] == ("Who?", first)
+
+
+@pytest.mark.parametrize(("wish", "value"), [("moment", 0.5), ("hard", True)])
+def test_a_moment_is_refused_where_nobody_would_fit_it(wish, value):
+    said = {"kind": "lexical.contains", "words": ["rain"], wish: value}
+    with pytest.raises(RewardConfigError, match=rf"rewards.x.{wish} is fitted by this project"):
+        trl_reward_funcs({"rewards": {"x": said}})

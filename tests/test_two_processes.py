@@ -54,6 +54,7 @@ def joined(parts: list[ScoredRollout]) -> ScoredRollout:
     rollouts = [part.rollout for part in parts]
     prompts = [rollout.prompts for rollout in rollouts]
     return ScoredRollout(
+        log_potential=torch.cat([part.log_potential for part in parts]),
         rollout=Rollout(
             prompts=PromptBatch(
                 left([p.prompt_ids for p in prompts]),

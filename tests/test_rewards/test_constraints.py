@@ -72,5 +72,5 @@ def test_a_threshold_makes_any_reward_fit_to_be_hard():
 
 
 def test_a_part_of_a_combination_takes_neither():
-    with pytest.raises(RewardConfigError, match="moment=0.5 belongs to the combination"):
+    with pytest.raises(RewardConfigError, match=r"moment=0.5 belongs to the combination"):
         parse_entries({"x": {"kind": "combine.min", "parts": {"a": SAYS | {"moment": 0.5}}}})

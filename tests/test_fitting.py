@@ -1,0 +1,127 @@
+"""Fitting a target to the reference: what is said in words, and that the means are met."""
+
+import math
+
+import oracle
+import pytest
+import torch
+
+from rlalign.algorithms.dpg import DPG, DPGRun
+from rlalign.algorithms.ppo import PPO, PPORun
+from rlalign.config import from_mapping
+from rlalign.fitting import InfeasibleError, fit_target
+from rlalign.session import Session
+from rlalign.trainer import Trainer
+
+HIT = {"kind": "lexical.contains", "words": ["d a"]}  # base rates .08 and .08
+BEGINS = {"kind": "lexical.pattern", "pattern": "^b", "clip": [0, 1]}  # .50 and .11
+NEVER = {"kind": "lexical.contains", "words": ["f"]}
+
+
+def session_of(rewards, model=PPORun, **sections) -> Session:
+    base = {"target": {"samples": 4096}, "sampling": {"samples_per_prompt": 16}}
+    base |= {"train": {"samples": 64}, "ppo": {"epochs": 1, "minibatches": 1}}
+    config = from_mapping(model, oracle.config(rewards=rewards, **(base | sections)))
+    return Session(
+        config, lm=oracle.language_model(), tokenizer=oracle.tokenizer(), prompts=oracle.PROMPTS
+    )
+
+
+def exact_mean(session: Session, potential: torch.Tensor, feature: torch.Tensor) -> float:
+    """E_x E[feature] under reference exp(potential), over all sequences."""
+    means = []
+    with session.policy.reference() as reference:
+        for prompt in oracle.PROMPTS:
+            ids = oracle.tokenizer()(prompt)["input_ids"]
+            p = (oracle.sequence_logprobs(reference, ids) + potential).softmax(0)
+            means.append(float((p * feature).sum()))
+    return sum(means) / len(means)
+
+
+def indicator(test) -> torch.Tensor:
+    return torch.tensor([float(test(text)) for text in oracle.all_sequences().texts]).double()
+
+
+def test_the_fitted_means_are_met_exactly_enough():
+    """One moment and one interval: under the exact distribution, within the errors that it says."""
+    session = session_of({"hit": HIT | {"moment": 0.5}, "begins": BEGINS | {"moment": [0.4, 0.9]}})
+    target, found = fit_target(session, session.target)
+    hit, begins = indicator(lambda t: "d a" in t), indicator(lambda t: t.startswith("b"))
+    potential = target.lambdas["hit"] * hit + target.lambdas["begins"] * begins
+    # d mean / d lambda is at most 1/4, and a quarter of 3 standard errors is what is left of it.
+    for name, feature, wish in (("hit", hit, 0.5), ("begins", begins, 0.4)):
+        allowed = 0.25 * 3 * target.errors[name]
+        assert exact_mean(session, potential, feature) == pytest.approx(wish, abs=allowed)
+        assert 0 < target.errors[name] < 0.3
+    assert exact_mean(session, 0 * potential, hit) < 0.1
+    rates = {wish.name: wish.base for wish in found.wishes}
+    assert rates["hit"] == pytest.approx(0.08, abs=0.02)
+    assert "hit: 0.0" in str(found) and "asked 0.5, λ" in str(found)
+
+
+def test_a_hard_constraint_beside_a_moment_is_part_of_the_base():
+    session = session_of({"hit": HIT | {"hard": True}, "begins": BEGINS | {"moment": 0.5}})
+    target, _ = fit_target(session, session.target)
+    hit, begins = indicator(lambda t: "d a" in t), indicator(lambda t: t.startswith("b"))
+    potential = hit.log() + target.lambdas["begins"] * begins
+    allowed = 0.25 * 3 * target.errors["begins"]
+    assert exact_mean(session, potential, begins) == pytest.approx(0.5, abs=allowed)
+    assert target.log_epsilon["hit"] == pytest.approx(math.log(0.003 * 0.08), abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "message"),
+    [
+        ({"x": NEVER | {"moment": 0.5}},
+         "rewards.x.moment=0.5: its value is 0 in all 4096 responses of the reference: what is "
+         "never seen"),
+        ({"x": NEVER | {"hard": True}},
+         "rewards.x.hard=true: none of 4096 responses of the reference satisfies it: its base rate "
+         "is below 0.00073"),
+        ({"x": HIT | {"hard": True}, "y": {"kind": "lexical.excludes", "words": ["d"],
+                                           "hard": True, "threshold": 1.0}},
+         "rewards.x and rewards.y are hard, and none of 4096 responses satisfies all"),
+        ({"x": HIT | {"moment": 0.7},
+          "y": {"kind": "lexical.contains", "words": ["d"], "moment": 0.3}},
+         "rewards.x.moment=0.7 and rewards.y.moment=0.3 contradict each other"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_had_is_said_before_any_training(rewards, message):
+    session = session_of(rewards)
+    with pytest.raises(InfeasibleError) as caught:
+        fit_target(session, session.target)
+    assert str(caught.value).startswith(message)
+
+
+def test_out_of_reach_is_said_where_some_prompts_never_show_it():
+    by_prompt = {"kind": "lexical.contains", "words": {"column": "words"}, "moment": 0.8}
+    config = from_mapping(PPORun, oracle.config(rewards={"x": by_prompt}, target={"samples": 512}))
+    rows = [{"prompt": "a", "words": "d"}, {"prompt": "c b d", "words": "f"}]
+    session = Session(
+        config, lm=oracle.language_model(), tokenizer=oracle.tokenizer(), prompts=rows
+    )
+    with pytest.raises(InfeasibleError, match=r"moment=0.8 is out of reach: .* can be 0 to 0.5 "):
+        fit_target(session, session.target)
+
+
+@pytest.mark.parametrize(("model", "objective"), [(PPORun, PPO), (DPGRun, DPG)])
+def test_training_fits_first_moves_lambda_and_logs_it(model, objective):
+    session = session_of({"hit": HIT | {"moment": 0.5}}, model)
+    trainer = Trainer(session, objective(session.config))
+    rollout = trainer.generate()
+    fitted = trainer.target.lambdas["hit"]
+    assert fitted == pytest.approx(2.44, abs=0.4) and trainer.feasibility is not None
+    stats = trainer.step(rollout)
+    assert stats["target/lambda/hit"] == trainer.target.lambdas["hit"] != fitted
+    # PPO's policy is still the reference, whose mean is below the wish: up.
+    if objective is PPO:
+        assert trainer.target.lambdas["hit"] > fitted
+
+
+def test_the_score_holds_the_moment_at_the_price_of_a_nat():
+    session = session_of({"hit": HIT | {"moment": 0.5}}, kl={"coef": 0.3})
+    trainer = Trainer(session, PPO(session.config))
+    scored = trainer.score(trainer.generate())
+    expected = 0.3 * trainer.target.lambdas["hit"] * scored.rewards[:, 0]
+    assert torch.allclose(scored.score, expected.float())
+    assert torch.allclose(scored.log_potential, scored.score.double() / 0.3, atol=1e-6)
