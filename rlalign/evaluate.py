@@ -15,6 +15,7 @@ from rlalign.policy import Policy, evaluate_rollout, logprobs_only
 from rlalign.prompts import scheduled
 from rlalign.scoring import score_rollout
 from rlalign.session import Session
+from rlalign.target import Target
 from rlalign.types import ScoredRollout
 
 
@@ -26,23 +27,25 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(session: Session, kl_coef: float, *, of_reference: bool = False) -> Evaluation:
+def evaluate(
+    session: Session, kl_coef: float, target: Target | None = None, *, of_reference: bool = False
+) -> Evaluation:
     """Measure the policy, or its reference, on the held-out prompts.
 
     The same prompts and random numbers every time, so that evaluations differ by the policy alone.
     In float32 unless `eval.dtype` says otherwise: bf16 moves a response's log-probability by about
     0.2 nats. `eval/objective` is score - beta KL, which is what the training maximises; the weights
-    in it are the final ones.
+    in it are the final ones, those of moments the `target`'s.
     """
     in_float32 = session.config.eval.dtype == "float32"
     policy = session.policy.in_float32() if in_float32 else session.policy
     if of_reference:
         with policy.reference() as reference:
-            return _measure(session, reference, kl_coef)
-    return _measure(session, policy, kl_coef)
+            return _measure(session, reference, kl_coef, target)
+    return _measure(session, policy, kl_coef, target)
 
 
-def _measure(session: Session, policy: Policy, kl_coef: float) -> Evaluation:
+def _measure(session: Session, policy: Policy, kl_coef: float, target: Target | None) -> Evaluation:
     config, ranks = session.config, session.ranks
     share = -(-config.eval.samples // ranks.size)
     order = scheduled(len(session.eval_prompts), config.train.seed, 0, share * ranks.size)
@@ -62,6 +65,8 @@ def _measure(session: Session, policy: Policy, kl_coef: float) -> Evaluation:
             session.tokenizer,
             session.budget,
             state=session.trainer_state(),
+            target=target,
+            beta=kl_coef,
         )
     )
     logprobs = evaluate_rollout(policy, rollout, logprobs_only, session.budget)["logprobs"]

@@ -19,7 +19,7 @@ from rlalign.checkpoint import (
     rewind,
     save_checkpoint,
 )
-from rlalign.config import ConfigError, changed_settings, resolved_yaml, to_flat
+from rlalign.config import changed_settings, resolved_yaml, to_flat
 from rlalign.evaluate import Evaluation, evaluate, sample_rows
 from rlalign.exits import AuditStop, Preempted, exit_code
 from rlalign.metrics import peak_memory_mb
@@ -27,10 +27,10 @@ from rlalign.redact import redact_text
 from rlalign.report.card import GIVEN_PROMPTS, name_of_given, write_model_card
 from rlalign.report.live import LiveView
 from rlalign.report.plots import draw_plots
-from rlalign.runs import RunFolder, command_line, open_run
+from rlalign.runs import RunFolder, command_line
 from rlalign.saving import restore_training, save_model, training_state
 from rlalign.scoring import logged_stats, rollout_stats
-from rlalign.session import Session
+from rlalign.session import open_folder
 from rlalign.symptoms import marked
 from rlalign.tracking import Trackers, build_trackers
 from rlalign.trainer import Clock, Trainer
@@ -60,20 +60,6 @@ def train(trainer: Trainer, stem: str = "run", quiet: bool = False) -> Result:
         raise
     run.done(result.stopped)
     return result
-
-
-def open_folder(session: Session, stem: str) -> RunFolder:
-    """The run's folder, made by rank 0 and told to the others; raises ConfigError on all alike."""
-    answer: tuple[str, str] = ("", "")
-    if session.ranks.is_main:
-        try:
-            answer = ("", str(open_run(session.config.run, stem).path))
-        except ConfigError as error:
-            answer = (str(error), "")
-    message, path = session.ranks.from_main(answer)
-    if message:
-        raise ConfigError(message)
-    return RunFolder(Path(path))
 
 
 class _Run:
@@ -107,7 +93,7 @@ class _Run:
             self._open()
             self._fit_target()
             if config.eval.every:
-                self.before = evaluate(self.session, self.coef, of_reference=True)
+                self.before = self._measured(of_reference=True)
                 if trainer.iteration > 0:
                     self.view.samples(self.before.rows)  # a resumed run has shown them before
                 else:
@@ -172,14 +158,18 @@ class _Run:
         every = self.session.config.eval.every
         if not every or (self.trainer.iteration % every and not is_last):
             return None
-        self.after = evaluate(self.session, self.coef)
+        self.after = self._measured()
         return self.after
+
+    def _measured(self, of_reference: bool = False) -> Evaluation:
+        target = self.trainer.target
+        return evaluate(self.session, self.coef, target, of_reference=of_reference)
 
     def _finish(self) -> Result:
         folder, config = self.folder, self.session.config
         warned = [str(each) for each in self.audit.warned]
         if config.eval.every and self.after is None:
-            self.after = evaluate(self.session, self.coef)  # resumed at its end
+            self.after = self._measured()  # resumed at its end
         self.session.ranks.wait()
         if self.is_main:
             save_model(self.session, folder.model)
@@ -195,6 +185,8 @@ class _Run:
                 prompts=GIVEN_PROMPTS if self.session.given_prompts else None,
                 caveats=self.trainer.objective.warnings,
                 audit=warned,
+                method=self.trainer.objective.title,
+                target=str(self.trainer.target),
             )
             self._draw()
             self.view.final(folder, self.before, self.after, warned)

@@ -17,12 +17,14 @@ from rlalign.checkpoint import CheckpointError, load_checkpoint, newest_sound
 from rlalign.config import ConfigError, load_config
 from rlalign.evaluate import Evaluation, evaluate
 from rlalign.exits import run_safely
+from rlalign.fitting import fit_target
 from rlalign.models import first_line
 from rlalign.policy import Policy
 from rlalign.report.live import LiveView
 from rlalign.runs import RunFolder
 from rlalign.session import Session
 from rlalign.startup import quiet_libraries, say
+from rlalign.target import Target
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,12 +57,26 @@ def measure(target: Path, arguments: Sequence[str]) -> None:
                 f"{first_line(error)}"
             ) from error
         coef = final_coef(target, settings)
-        before = evaluate(session, coef, of_reference=True)
-        after = evaluate(session, coef)
+        fitted = fitted_target(session, target)
+        before = evaluate(session, coef, fitted, of_reference=True)
+        after = evaluate(session, coef, fitted)
     view = LiveView(0, list(session.reward_set.names), quiet=False)
     view.final(RunFolder(target), before, after)
     write(target / "eval.json", before, after)
     print(f"eval.json    {target / 'eval.json'}")
+
+
+def fitted_target(session: Session, folder: Path) -> Target:
+    """The target with the lambdas that the run ended with, or fitted to the reference now."""
+    declared = session.target
+    if (folder / "manifest.json").is_file():
+        saved = load_checkpoint(folder).state.get("target")
+    else:
+        newest = newest_sound(folder / "checkpoints")
+        saved = None if newest is None else load_checkpoint(newest).state.get("target")
+    if declared.is_fitted or saved is None or saved["hash"] != declared.hash:
+        return declared if declared.is_fitted else fit_target(session, declared)[0]
+    return declared.restored(saved)
 
 
 def final_coef(target: Path, config: PPORun) -> float:

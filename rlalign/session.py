@@ -4,6 +4,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from rlalign.heap import keep_freed_memory
 from rlalign.models import build_policy, check_tokenizer, load_tokenizer, locate
 from rlalign.prompts import PromptSet, encode, load_prompts, scheduled
 from rlalign.ranks import Ranks, set_threads
+from rlalign.runs import RunFolder, open_run
 from rlalign.sections import RunConfig
 from rlalign.sizes import token_budget
 from rlalign.target import declare
@@ -207,6 +209,20 @@ class Session:
         share = count // self.ranks.size
         mine = chosen[self.ranks.rank * share : (self.ranks.rank + 1) * share]
         return self.prompts.batch(mine, self.ranks.device)
+
+
+def open_folder(session: Session, stem: str) -> RunFolder:
+    """The run's folder, made by rank 0 and told to the others; raises ConfigError on all alike."""
+    answer: tuple[str, str] = ("", "")
+    if session.ranks.is_main:
+        try:
+            answer = ("", str(open_run(session.config.run, stem).path))
+        except ConfigError as error:
+            answer = (str(error), "")
+    message, path = session.ranks.from_main(answer)
+    if message:
+        raise ConfigError(message)
+    return RunFolder(Path(path))
 
 
 def longest_prompt(config: RunConfig, of_model: Any) -> int | None:

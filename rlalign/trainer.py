@@ -37,6 +37,7 @@ class Objective(Protocol):
     gather: Gather  # set by the trainer
     warnings: list[str]  # settings that move the optimum away from the target
 
+    title: str  # what a reader calls it
     updates: str  # policy or importance: what `target.update=auto` is under this algorithm
     smooths: bool  # whether what is hard must be possible, however unlikely
     reads_tokens: bool  # whether it matters which token a reward is paid at

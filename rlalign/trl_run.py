@@ -18,7 +18,6 @@ from rlalign.api import no_progress_bars
 from rlalign.config import ConfigError, load_config, resolved_yaml, to_flat
 from rlalign.evaluate import Evaluation, evaluate
 from rlalign.exits import exit_code, run_safely
-from rlalign.loop import open_folder
 from rlalign.models import load_lm, lora_config, silence_dropout
 from rlalign.prompts import scheduled
 from rlalign.ranks import die_with_launcher
@@ -28,7 +27,7 @@ from rlalign.report.live import LiveView
 from rlalign.report.plots import draw_plots
 from rlalign.runs import RunFolder, check_run, command_line
 from rlalign.saving import save_model
-from rlalign.session import Session
+from rlalign.session import Session, open_folder
 from rlalign.startup import QUICKSTART, config_stem, is_rank_zero, quiet_libraries, say
 from rlalign.tracking import Trackers, build_trackers
 from rlalign.trainer import schedule

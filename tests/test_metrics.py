@@ -21,6 +21,11 @@ from rlalign.metrics import (
 ONLY_UNDER_A_SETTING = {"kl/loss", "reward/<name>/failed", "reward/<name>/weight"}
 ONLY_UNDER_A_SETTING |= {"reward/<name>/log/<metric>"}  # with a reward that logs
 ONLY_UNDER_A_SETTING |= {"audit/reward/<name>/rest"}  # with more rewards than one
+ONLY_UNDER_A_SETTING |= {"target/lambda/<name>"}  # with moments
+ONLY_UNDER_A_SETTING |= {  # under other methods
+    *("dpg/divergence", "dpg/log_z", "dpg/ess", "dpg/ratio_max", "dpg/advantage_std"),
+    *("dpg/loss", "dpg/gain", "dpg/replaced", "reinforce/loss", "reinforce/advantage_std"),
+}
 ONLY_UNDER_A_SETTING |= {"ppo/sampler_weight", "ppo/sampler_capped"}  # with a correction
 
 

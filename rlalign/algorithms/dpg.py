@@ -102,6 +102,7 @@ class DPGBatch:
 class DPG:
     """Minimises D_f(policy || P_T), averaged over prompts."""
 
+    title = "the distributional policy gradient"
     updates = "importance"
     reads_tokens = False
 

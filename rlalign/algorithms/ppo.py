@@ -120,6 +120,7 @@ class PPOBatch:
 class PPO:
     """Maximises E[score] - beta KL(policy | reference) by clipped policy gradients and a critic."""
 
+    title = "PPO"
     updates = "policy"
     smooths = True
     reads_tokens = True

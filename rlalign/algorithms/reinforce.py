@@ -74,6 +74,7 @@ class ReinforceBatch:
 class Reinforce:
     """Maximises E[score] - beta KL(policy | reference) by plain policy gradients."""
 
+    title = "REINFORCE"
     updates = "policy"
     smooths = True
     reads_tokens = False

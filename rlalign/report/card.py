@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import yaml
@@ -39,14 +40,15 @@ def write_model_card(
     caveats: Sequence[str] = (),
     audit: Sequence[str] = (),
     method: str = "PPO",
+    target: str | None = None,
 ) -> Path:
     """Write `folder/README.md`, a Hugging Face model card in Markdown.
 
     `kl_coef` is where the coefficient ended, if it was adapted; `functions` names the rewards that
     were given as Python functions. `base` and `prompts` say what to call the base model and the
     prompts where they are not those that the configuration names. `caveats` are the objective's
-    warnings, `audit` those of the audit, `method` the algorithm's name. Text that people or models
-    wrote is escaped, so that none of it acts on the page.
+    warnings, `audit` those of the audit, `method` the algorithm's name, `target` the fitted
+    target's printed form. Text that people or models wrote is escaped, so that none of it acts on the page.
     """
     # A given model may bring its own adapter, so what was saved decides, not the setting alone.
     is_adapter = config.model.lora is not None or (folder / "adapter_config.json").is_file()
@@ -55,7 +57,7 @@ def write_model_card(
         _front_matter(config, name, is_adapter, method),
         _introduction(config, iterations, name, is_adapter, prompts, method),
         _rewards(config, functions),
-        _target(config, config.kl.coef if kl_coef is None else kl_coef, caveats),
+        _target(config, config.kl.coef if kl_coef is None else kl_coef, caveats, target),
     ]
     if before is not None and after is not None:
         parts += [_results(before, after), _samples(before.rows, after.rows)]
@@ -126,7 +128,6 @@ def _introduction(
 def _rewards(config: RunConfig, functions: Sequence[str]) -> str:
     rows = []
     for name, entry in config.rewards.items():
-        weight = entry.get("weight", 1.0)
         own = {key: value for key, value in entry.items() if key not in ENTRY_KEYS}
         options = {key: entry.get(key) for key in ("threshold", "scale", "clip")}
         parameters = own | {key: value for key, value in options.items() if value is not None}
@@ -134,21 +135,26 @@ def _rewards(config: RunConfig, functions: Sequence[str]) -> str:
             f"{key} = {json.dumps(value, ensure_ascii=False)}"
             for key, value in redact_mapping(parameters).items()
         )
-        cells = (name, str(entry.get("kind", "")), _cut(text), weight_shown(weight))
+        cells = (name, str(entry.get("kind", "")), _cut(text), weight_shown(entry))
         rows.append([escape_markdown(cell) for cell in cells])
     rows += [[escape_markdown(name), "a Python function", "", "1"] for name in functions]
     table = _table(["reward", "kind", "parameters", "weight"], rows)
     return f"## Rewards\n\n{table}\n\nA weight of 0 makes a reward a mere measurement."
 
 
-def weight_shown(weight: Any) -> str:
-    """A weight as it stands in a configuration, in a table's cell."""
+def weight_shown(entry: Mapping[str, Any]) -> str:
+    """An entry's weight, or what stands in its place, in a table's cell."""
+    moment, weight = entry.get("moment"), entry.get("weight", 1.0)
+    if moment is not None:
+        return f"mean {moment}"
+    if entry.get("hard"):
+        return "always"
     if isinstance(weight, dict):
         return f"{weight['from']:g} → {weight['to']:g} over {weight['iterations']} iterations"
     return f"{weight:g}"
 
 
-def _target(config: RunConfig, kl_coef: float, caveats: Sequence[str]) -> str:
+def _target(config: RunConfig, kl_coef: float, caveats: Sequence[str], fitted: str | None) -> str:
     score, sampling = config.score, config.sampling
     terms = ["the weighted sum of the rewards above"]
     if score.clip is not None:
@@ -161,6 +167,12 @@ def _target(config: RunConfig, kl_coef: float, caveats: Sequence[str]) -> str:
     )
     if not kl_coef:
         return f"## Target\n\nThe largest score, {', '.join(terms)}, with no price on the KL."
+    has_constraints = any(e.get("hard") or e.get("moment") for e in config.rewards.values())
+    form = ""
+    if fitted is not None and has_constraints:
+        form = "\n\nWith the weights of means and of what always holds:\n\n" + indent(
+            fitted, "    "
+        )
     warned = "\n\nWhat moved the optimum away from it:\n\n" if caveats else ""
     return (
         "## Target\n\n"
@@ -169,6 +181,7 @@ def _target(config: RunConfig, kl_coef: float, caveats: Sequence[str]) -> str:
         f"In words: a response that the reference writes with probability p becomes more likely by "
         "the factor e for every β of score, before all are normalised. "
         f"The score is {', '.join(terms)}. {reference}"
+        + form
         + warned
         + "\n".join(f"- {escape_markdown(line)}" for line in caveats)
     )
