@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rewards.embedded import EmbeddedError
+from rlalign import run_method
 from rlalign.cli import app, main
 from rlalign.problems import ConfigError
 
@@ -191,3 +192,11 @@ def test_probe_takes_reward_files_and_reports_a_faulty_reward_with_5(directory, 
     assert main(["rewards", "probe", "--config=b.yaml", "--reward_files=mine.py", "x"]) == 5
     last = stderr_of(capsys)[-1]
     assert "bad" in last and "cli.short" in last and "mine.py:4" in last and "3 values" in last
+
+
+@pytest.mark.parametrize("method", ["dpg", "reinforce"])
+def test_the_other_methods_pass_their_arguments_on_too(method, monkeypatch):
+    passed_on = []
+    monkeypatch.setattr(run_method, "main", lambda name, argv: passed_on.append((name, argv)) or 3)
+    assert main([method, "--kl.coef=0.2"]) == 3
+    assert passed_on == [(method, ["--kl.coef=0.2"])]

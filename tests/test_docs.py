@@ -20,6 +20,7 @@ from rewards import registry
 from rlalign import cli, exits
 from rlalign.algorithms.ppo import PPORun, optimum_warnings
 from rlalign.config import from_mapping, load_config
+from rlalign.methods import METHODS
 from rlalign.reward_model import DEFAULT as REWARD_MODEL
 from rlalign.reward_model import RewardModelRun
 from rlalign.runs import RunFolder
@@ -186,6 +187,8 @@ def check_rlalign(arguments):
         settings = [a for a in rest if a.partition("=")[0] not in OWN_OPTIONS and a != ">"]
         settings = [a for a in settings if a != "docs/configuration.md"]  # where > sends it
         load_config(PPORun, settings, default="experiments/quickstart.yaml")
+    elif name in METHODS:
+        load_config(METHODS[name].run_model, rest, default="experiments/quickstart.yaml")
     elif name == "eval":
         load_config(PPORun, rest[1:], default="my_run.yaml")
     elif "|" in arguments:  # a list of commands, as in `rewards list | show | probe`

@@ -26,13 +26,12 @@ LAYERS = [
         "files",
         "heap",
         "divergences",
-        "estimators",
         "moments",
         "baseline",
         "optimum",
     }
     | {"terminal", "redact", "startup"},
-    {"prompts", "pairs", "policy", "models", "ranks", "checkpoint", "metrics", "diversity"}
+    {"prompts", "pairs", "policy", "models", "ranks", "checkpoint", "metrics"}
     | {"runs", "tracking"}
     | {"wandb_tracker"},
     {f"generation.{name}" for name in ("sampling", "engine", "caches", "decode", "vllm", "build")}
