@@ -12,6 +12,7 @@ from ppo_batch import stir
 from torch.testing import assert_close
 
 from rlalign.algorithms.dpg import DPG, DPGBatch, DPGRun, optimum_warnings
+from rlalign.algorithms.ppo import PPO, PPORun
 from rlalign.algorithms.reinforce import Reinforce, ReinforceRun
 from rlalign.baseline import leave_one_out
 from rlalign.config import ConfigError, from_mapping
@@ -225,3 +226,34 @@ def test_clipping_says_that_it_moves_the_optimum():
         "dpg.clip_reward=2",
         "dpg.clip_ratio=5",
     ]
+
+
+def test_ppo_takes_the_pseudo_reward_in_place_of_score_and_kl(policy):
+    """At the last action, once; the KL is not charged beside it, in the batch or in the loss."""
+    rollout = replace(builders.rollout(["b c", "a", "d", "e d"]), group=torch.zeros(4).long())
+    scored = score_given(rollout, [0.0, 1.0, 2.0, 0.5], policy, 1000, 0.5)
+    ppo = PPO(
+        settings(
+            PPORun,
+            kl={"coef": 0.5},
+            ppo={"divergence": "js", "advantage_norm": "none", "gae_lambda": 1.0},
+        )
+    )
+    dpg = DPG(settings(kl={"coef": 0.5}, dpg={"divergence": "js", "baseline": "none"}))
+    ours, _ = ppo.prepare(policy, scored)
+    theirs, _ = dpg.prepare(policy, scored)
+    reward = dpg.reward(theirs.log_proposal - theirs.log_target).float()
+    # With gamma and lambda 1 every return of a response is what it is paid in the end.
+    expected = torch.where(rollout.action_mask, reward.unsqueeze(1), 0.0)
+    assert_close(ours.returns, expected)
+    moved = torch.full_like(ours.old_logprobs, 0.3)
+    assert not bool(ppo._kl_since(moved, ours).any())
+    # Its Z(x) is part of its state.
+    other = PPO(ppo_config := settings(PPORun, kl={"coef": 0.5}, ppo={"divergence": "js"}))
+    other.load_state_dict(ppo.state_dict())
+    assert other.state_dict() == ppo.state_dict() and ppo_config.ppo.divergence == "js"
+
+
+def test_ppo_with_a_divergence_needs_samples_to_normalise_by():
+    with pytest.raises(ConfigError, match=r"samples_per_prompt=1: ppo.divergence normalises"):
+        PPO(settings(PPORun, sampling={"samples_per_prompt": 1}, ppo={"divergence": "js"}))

@@ -25,6 +25,7 @@ LAYERS = [
         "sizes",
         "files",
         "heap",
+        "batches",
         "divergences",
         "moments",
         "baseline",
@@ -35,7 +36,7 @@ LAYERS = [
     | {"runs", "tracking"}
     | {"wandb_tracker"},
     {f"generation.{name}" for name in ("sampling", "engine", "caches", "decode", "vllm", "build")}
-    | {"target", "partition", "scoring", "symptoms", "behaviour"},
+    | {"target", "partition", "pseudo_reward", "scoring", "symptoms", "behaviour"},
     {"signs"},
     {"audit"},
     {f"algorithms.{name}" for name in ("ppo", "dpg", "reinforce")},

@@ -16,35 +16,29 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from rlalign import pseudo_reward
 from rlalign.baseline import leave_one_out
+from rlalign.batches import rows_of, shuffled_parts
 from rlalign.behaviour import behaviour
-from rlalign.config import ConfigError
-from rlalign.divergences import Divergence, divergence
 from rlalign.fields import Positive, PositiveFloat, Section
 from rlalign.masking import SumOverRanks, masked_moments, one_rank, whole_response
 from rlalign.optimum import shared_warnings
-from rlalign.partition import Gather, Partition, keys_of, same
+from rlalign.partition import Gather, same
 from rlalign.policy import Policy, logprobs_and_values, tensors
+from rlalign.pseudo_reward import PseudoReward
 from rlalign.sections import RunConfig
 from rlalign.sizes import MOST
 from rlalign.types import LossOutput, Norm, Rollout, ScoredRollout
-
-Name = Literal[
-    "forward_kl", "reverse_kl", "js", "tv", "forward_chi2", "reverse_chi2", "hellinger", "alpha"
-]
 
 
 class DPGSection(Section):
     """Distributional policy gradient: which divergence to the target falls, by what samples."""
 
-    divergence: Name = Field(
+    divergence: pseudo_reward.Name = Field(
         "forward_kl",
-        description="what falls: forward_kl is KL(P_T||policy), reverse_kl KL(policy||P_T), js "
-        "Jensen-Shannon, tv total variation; so chi2, too; alpha takes its order from `alpha`",
+        description=f"what falls: {pseudo_reward.WHAT}",
     )
-    alpha: float = Field(
-        0.5, description="order of the alpha-divergence: forward_kl at 0, reverse_kl at 1"
-    )
+    alpha: float = Field(0.5, description=pseudo_reward.ORDER)
     lr: PositiveFloat = Field(1e-4, description="peak learning rate of the language model")
     minibatches: Positive = Field(
         1, description="optimiser steps an iteration; from the second on the samples are off-policy"
@@ -61,9 +55,7 @@ class DPGSection(Section):
     proposal_every: Positive = Field(
         10, description="iterations between tries to replace the proposal"
     )
-    z_memory: Positive = Field(
-        4096, description="samples of a prompt over which its log Z(x) is averaged"
-    )
+    z_memory: Positive = Field(4096, description=pseudo_reward.MEMORY)
     clip_reward: PositiveFloat | None = Field(
         None, description="bound on the pseudo-reward's size; null: none. It moves the optimum"
     )
@@ -91,12 +83,7 @@ class DPGBatch:
 
     def rows(self, index: Tensor) -> "DPGBatch":
         """The chosen samples, trimmed to the longest of them."""
-        return DPGBatch(
-            self.rollout.rows(index),
-            self.log_proposal[index],
-            self.log_target[index],
-            self.baseline[index],
-        )
+        return DPGBatch(**rows_of(self, index))
 
 
 class DPG:
@@ -107,9 +94,10 @@ class DPG:
     reads_tokens = False
 
     def __init__(self, config: DPGRun) -> None:
-        check(config)
-        self.config = config.dpg
-        self.divergence: Divergence = divergence(config.dpg.divergence, config.dpg.alpha)
+        own = self.config = config.dpg
+        self.reward = PseudoReward(own.divergence, own.alpha, own.z_memory, own.clip_reward)
+        self.reward.check(config, "the distributional policy gradient")
+        self.divergence = self.reward.divergence
         self.smooths = self.divergence.needs_support
         self.warnings = optimum_warnings(config)
         self.kl_coef = config.kl.coef
@@ -117,12 +105,9 @@ class DPG:
         self.gather: Gather = same
         self.budget = MOST
         self.iteration = 0
-        self.partition = Partition(config.dpg.z_memory)
         self.last_kl = torch.zeros(0)
         self.last_log_ratio = torch.zeros(0)
-        self._proposal: dict[str, Tensor] | None = (
-            None  # the weights that draw, where not the policy's
-        )
+        self._proposal: dict[str, Tensor] | None = None  # the weights that draw, if not its own
 
     # -- what draws ----------------------------------------------------------------------------
 
@@ -153,9 +138,8 @@ class DPG:
         drawn = log_policy if rollout.logprobs is None else whole_response(rollout.logprobs, mask)
         log_ref = whole_response(scored.ref_logprobs, mask)
         log_p = log_ref + scored.log_potential  # (B,) unnormalised
-        log_z = self.partition.update(keys_of(rollout.prompts), log_p - drawn, self.gather)
-        # Where nothing of a prompt was ever possible there is no target to go to: no reward.
-        log_target = torch.where(log_z > -torch.inf, log_p - log_z, log_policy)
+        found = self.reward.normalise(rollout.prompts, log_p, drawn, log_policy, self.gather)
+        log_target, log_z = found.log_target, found.log_z
         reward = self.reward(log_policy - log_target)
         ratio = self._ratio(log_policy - drawn)
         baseline = torch.zeros_like(reward)
@@ -168,12 +152,6 @@ class DPG:
         stats |= self._try_proposal(policy, log_policy, log_target, drawn)
         entropy, _ = masked_moments(old["entropy"], mask, self.sum_over_ranks)
         return batch, stats | {"entropy": float(entropy)}
-
-    def reward(self, log_ratio: Tensor) -> Tensor:
-        """(B,) pseudo-reward of log policy - log target (B,), bounded as the settings say."""
-        reward = self.divergence.reward(log_ratio)
-        bound = self.config.clip_reward
-        return reward if bound is None else reward.clamp(-bound, bound)
 
     def _ratio(self, log_ratio: Tensor) -> Tensor:
         ratio = log_ratio.exp()
@@ -227,9 +205,8 @@ class DPG:
 
     def minibatches(self, batch: DPGBatch, generator: torch.Generator) -> Iterator[Tensor]:
         """Row indices of each optimiser step."""
-        size = len(batch.rollout)
-        order = torch.randperm(size, generator=generator).to(batch.baseline.device)
-        yield from order.tensor_split(min(self.config.minibatches, size))
+        size, device = len(batch.rollout), batch.rollout.response_ids.device
+        return shuffled_parts(size, self.config.minibatches, 1, generator, device)
 
     def loss(self, policy: torch.nn.Module, batch: DPGBatch, norm: Norm) -> LossOutput:
         """Whose gradient is minus that of E_q[pi/q (r(pi/P_T) - b) log pi], r and b held still."""
@@ -254,7 +231,7 @@ class DPG:
         return {"lm": self.config.lr, "value_head": 0.0}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"iteration": self.iteration, "partition": self.partition.state_dict()}
+        return {"iteration": self.iteration, "partition": self.reward.state_dict()}
 
     def tensors(self) -> dict[str, Tensor]:
         return self._proposal or {}
@@ -263,30 +240,8 @@ class DPG:
         self, state: dict[str, Any], tensors: Mapping[str, Tensor] = MappingProxyType({})
     ) -> None:
         self.iteration = int(state["iteration"])
-        self.partition.load_state_dict(state["partition"])
+        self.reward.load_state_dict(state["partition"])
         self._proposal = dict(tensors) or None
-
-
-def check(config: DPGRun) -> None:
-    """Refuse settings that have no meaning under this method, or no target."""
-    n = config.sampling.samples_per_prompt
-    if n < 4:
-        raise ConfigError(
-            f"sampling.samples_per_prompt={n}: the distributional policy gradient normalises the "
-            "target for each prompt from its own samples, and with fewer than 4 there is no "
-            "signal; set sampling.samples_per_prompt=8 or more"
-        )
-    if config.kl.coef == 0:
-        raise ConfigError(
-            "kl.coef=0: a reward's weight is divided by it in the target's exponent; set the price "
-            "of a nat, such as kl.coef=0.1 (with moments and hard rewards alone any value will do)"
-        )
-    for is_set, setting, reason in (
-        (config.kl.target is not None, f"kl.target={config.kl.target}", "the target's beta"),
-        (config.score.normalize, "score.normalize=true", "the score's place in the target"),
-    ):
-        if is_set:
-            raise ConfigError(f"{setting} would move {reason}; leave it out under dpg")
 
 
 def optimum_warnings(config: DPGRun) -> list[str]:

@@ -10,18 +10,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from rlalign import pseudo_reward
+from rlalign.batches import rows_of, shuffled_parts
 from rlalign.behaviour import behaviour
 from rlalign.fields import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
 from rlalign.gae import gae, value_error
 from rlalign.importance import sampler_cap, sampler_stats, sampler_weights
 from rlalign.kl import IN_THE_LOSS, KLController, check_kl, kl_charge, kl_tokens, safe_exp
-from rlalign.masking import (
-    SumOverRanks,
-    masked_moments,
-    masked_sum,
-    masked_whiten,
-    one_rank,
-)
+from rlalign.masking import SumOverRanks, masked_moments, masked_sum, masked_whiten, one_rank
 from rlalign.optimum import shared_warnings
 from rlalign.partition import Gather, same
 from rlalign.policy import (
@@ -32,6 +28,7 @@ from rlalign.policy import (
     logprobs_and_values,
     tensors,
 )
+from rlalign.pseudo_reward import PseudoReward
 from rlalign.running import RunningScale
 from rlalign.sections import RunConfig
 from rlalign.sizes import MOST
@@ -65,6 +62,13 @@ class PPOSection(Section):
     advantage_norm: Literal["whiten", "none"] = Field(
         "whiten", description="centre and scale advantages over every rank's tokens"
     )
+    divergence: pseudo_reward.Name | None = Field(
+        None,
+        description="null: the score less the KL; else the pseudo-reward of a divergence to the "
+        f"target, at the last token: {pseudo_reward.WHAT}",
+    )
+    alpha: float = Field(0.5, description=pseudo_reward.ORDER)
+    z_memory: Positive = Field(4096, description=pseudo_reward.MEMORY)
     target_kl: PositiveFloat | None = Field(
         None, description="end an update when a minibatch's approx_kl passes 1.5 times this"
     )
@@ -104,17 +108,7 @@ class PPOBatch:
 
     def rows(self, index: Tensor) -> "PPOBatch":
         """The chosen samples, trimmed to the longest of them."""
-        rollout = self.rollout.rows(index)
-        width = rollout.response_ids.shape[1]
-        return PPOBatch(
-            rollout=rollout,
-            ref_logprobs=self.ref_logprobs[index, :width],
-            old_logprobs=self.old_logprobs[index, :width],
-            old_values=self.old_values[index, :width],
-            advantages=self.advantages[index, :width],
-            returns=self.returns[index, :width],
-            advantage_scale=self.advantage_scale,
-        )
+        return PPOBatch(**rows_of(self, index))
 
 
 class PPO:
@@ -122,12 +116,16 @@ class PPO:
 
     title = "PPO"
     updates = "policy"
-    smooths = True
     reads_tokens = True
 
     def __init__(self, config: PPORun) -> None:
         check_kl(config.kl)
-        self.config = config.ppo
+        own = self.config = config.ppo
+        self.pseudo = None  # the reward in place of score and KL, where a divergence is named
+        if own.divergence is not None:
+            self.pseudo = PseudoReward(own.divergence, own.alpha, own.z_memory)
+            self.pseudo.check(config, "ppo.divergence")
+        self.smooths = self.pseudo is None or self.pseudo.divergence.needs_support
         self.kl = config.kl
         self.sampler_cap = sampler_cap(config.ppo.sampler_correction, config.sampling.engine)
         self.warnings = optimum_warnings(config)
@@ -165,6 +163,8 @@ class PPO:
         # Score and KL are divided alike, which leaves the optimum where it was.
         charge = kl_charge(kl, mask, self.kl.placement, self.controller.coef)
         token_rewards = (scored.token_rewards - charge) / scale
+        if self.pseudo is not None:
+            token_rewards = self.pseudo.at_the_end(scored, old["logprobs"], self.gather)
         config, factor = self.config, kl.new_ones(())
         advantages, returns = gae(
             token_rewards, old["values"], mask, config.gamma, config.gae_lambda
@@ -209,12 +209,9 @@ class PPO:
     # -- the update ----------------------------------------------------------------------------
 
     def minibatches(self, batch: PPOBatch, generator: torch.Generator) -> Iterator[Tensor]:
-        """Row indices of each optimiser step: every epoch sees every sample once."""
-        size = len(batch.rollout)
-        for _ in range(self.config.epochs):
-            order = torch.randperm(size, generator=generator).to(batch.advantages.device)
-            # Not chunk, which makes three parts where 6 rows are asked to become four.
-            yield from order.tensor_split(min(self.config.minibatches, size))
+        """Row indices of each optimiser step."""
+        size, device = len(batch.rollout), batch.rollout.response_ids.device
+        return shuffled_parts(size, self.config.minibatches, self.config.epochs, generator, device)
 
     def loss(self, policy: torch.nn.Module, batch: PPOBatch, norm: Norm) -> LossOutput:
         """Clipped surrogate, clipped value loss and entropy bonus (Schulman 2017, eq. 7 and 9).
@@ -261,7 +258,8 @@ class PPO:
         shortened, and under `score` what it does foresee counts twice: see docs/correctness.md.
         """
         mask, config = batch.rollout.action_mask, self.config
-        if self.kl.placement in IN_THE_LOSS or self.controller.coef == 0:
+        is_charged = self.pseudo is None and self.kl.placement not in IN_THE_LOSS
+        if not is_charged or self.controller.coef == 0:
             return torch.zeros_like(log_ratio)
         charge = kl_charge(log_ratio, mask, self.kl.placement, self.controller.coef)
         no_values = torch.zeros_like(log_ratio)
@@ -313,6 +311,7 @@ class PPO:
             "iteration": self.iteration,
             "controller": self.controller.state_dict(),
             "scale": scale,
+            "pseudo": None if self.pseudo is None else self.pseudo.state_dict(),
         }
 
     def tensors(self) -> dict[str, Tensor]:
@@ -326,6 +325,8 @@ class PPO:
         if (self.scale is None) != (state["scale"] is None):
             made = "without" if self.scale else "with"
             raise ValueError(f"it was made {made} score.normalize; resume as it was made")
+        if self.pseudo is not None and state.get("pseudo") is not None:
+            self.pseudo.load_state_dict(state["pseudo"])
         if self.scale is not None:
             self.scale.load_state_dict(state["scale"])
 

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rlalign.baseline import leave_one_out
+from rlalign.batches import rows_of, shuffled_parts
 from rlalign.behaviour import behaviour
 from rlalign.config import ConfigError
 from rlalign.fields import Positive, PositiveFloat, Section
@@ -62,13 +63,7 @@ class ReinforceBatch:
 
     def rows(self, index: Tensor) -> "ReinforceBatch":
         """The chosen samples, trimmed to the longest of them."""
-        return ReinforceBatch(
-            self.rollout.rows(index),
-            self.log_old[index],
-            self.log_ref[index],
-            self.score[index],
-            self.baseline[index],
-        )
+        return ReinforceBatch(**rows_of(self, index))
 
 
 class Reinforce:
@@ -134,9 +129,8 @@ class Reinforce:
 
     def minibatches(self, batch: ReinforceBatch, generator: torch.Generator) -> Iterator[Tensor]:
         """Row indices of each optimiser step."""
-        size = len(batch.rollout)
-        order = torch.randperm(size, generator=generator).to(batch.score.device)
-        yield from order.tensor_split(min(self.config.minibatches, size))
+        size, device = len(batch.rollout), batch.rollout.response_ids.device
+        return shuffled_parts(size, self.config.minibatches, 1, generator, device)
 
     def loss(self, policy: torch.nn.Module, batch: ReinforceBatch, norm: Norm) -> LossOutput:
         """Whose gradient is minus that of E_old[pi/old (gain - b) log pi], gain and b held still.

@@ -48,7 +48,8 @@ def write_model_card(
     were given as Python functions. `base` and `prompts` say what to call the base model and the
     prompts where they are not those that the configuration names. `caveats` are the objective's
     warnings, `audit` those of the audit, `method` the algorithm's name, `target` the fitted
-    target's printed form. Text that people or models wrote is escaped, so that none of it acts on the page.
+    target's printed form. Text that people or models wrote is escaped, so that none of it acts on
+    the page.
     """
     # A given model may bring its own adapter, so what was saved decides, not the setting alone.
     is_adapter = config.model.lora is not None or (folder / "adapter_config.json").is_file()

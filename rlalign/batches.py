@@ -1,0 +1,34 @@
+"""How an algorithm's batch is cut: into the steps of an update, and into micro-batches."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def rows_of(batch: Any, index: Tensor) -> dict[str, Any]:
+    """The fields of an algorithm's batch for the chosen samples, trimmed to the longest of them.
+
+    Tensors of one dimension are a number a sample, of two a number a token; a scalar is for all.
+    """
+    rollout = batch.rollout.rows(index)
+    width = rollout.response_ids.shape[1]
+    cut: dict[str, Any] = {"rollout": rollout}
+    for each in fields(batch):
+        x = getattr(batch, each.name)
+        if isinstance(x, Tensor):
+            chosen = x if x.dim() == 0 else x[index]
+            cut[each.name] = chosen[:, :width] if x.dim() == 2 else chosen
+    return cut
+
+
+def shuffled_parts(
+    size: int, parts: int, epochs: int, generator: torch.Generator, device: torch.device
+) -> Iterator[Tensor]:
+    """Row indices of each optimiser step: every epoch sees every sample once, in another order."""
+    for _ in range(epochs):
+        order = torch.randperm(size, generator=generator).to(device)
+        # Not chunk, which makes three parts where 6 rows are asked to become four.
+        yield from order.tensor_split(min(parts, size))
