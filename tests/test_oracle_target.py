@@ -113,7 +113,7 @@ def measured(session: Session, potential: torch.Tensor, first: torch.Tensor) -> 
 def on_the_sparse_target(
     method: str, seed: int, section: Mapping[str, Any], iterations: int = 1500, coef: float = 1.0
 ) -> Found:
-    # The first rare successes have large gradients: unclipped, they cost modes (experiments/LOG.md).
+    # The first rare successes have large gradients, which cost modes (experiments/LOG.md).
     norm = 0.1 if section.get("lr", 0) < 3e-3 and method != "ppo" else 1.0
     session = session_of(method, SPARSE, seed, iterations, section, coef, norm)
     trainer, seconds = trained(method, session)
