@@ -10,15 +10,16 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from rlalign import loop
-from rlalign.algorithms.ppo import PPO, PPORun
-from rlalign.config import from_mapping
+from rlalign.config import ConfigError, from_mapping
 from rlalign.loop import Result
+from rlalign.methods import METHODS
 from rlalign.runs import check_run
+from rlalign.sections import RunConfig
 from rlalign.session import RewardFunction, Session
 from rlalign.startup import is_rank_zero, say
 from rlalign.trainer import Trainer
 
-Config = PPORun | Mapping[str, Any] | str | Path | None
+Config = RunConfig | Mapping[str, Any] | str | Path | None
 Prompts = Sequence[str | Mapping[str, Any]]
 
 
@@ -31,19 +32,26 @@ def train(
     prompts: Prompts | None = None,
     overrides: Mapping[str, Any] | Sequence[str] = (),
     quiet: bool = False,
+    method: str = "ppo",
 ) -> Result:
-    """A whole PPO run; where it lies and how it went.
+    """A whole run; where it lies and how it went.
 
-    `config`: nested settings, a file's path, a PPORun, or None for the defaults. `rewards`: plain
+    `config`: nested settings, a file's path, a run model, or None for the defaults. `method`: ppo,
+    dpg or reinforce, which reads its own section beside the shared ones. `rewards`: plain
     functions `f(completions) -> list[float]`, added to the configuration's own. `model`: a name,
     or a causal LM with its `tokenizer`. `prompts`: texts, or rows with further columns.
     `overrides`: {"ppo.lr": 1e-5} or ["--ppo.lr=1e-5"]. Raises ConfigError before any long work.
     """
-    settings = resolve(config, model, overrides)
+    settings = resolve(config, model, overrides, method)
     if is_rank_zero():
         check_run(settings.run)
     trainer = open_trainer(
-        settings, rewards=rewards, model=model, tokenizer=tokenizer, prompts=prompts
+        settings,
+        rewards=rewards,
+        model=model,
+        tokenizer=tokenizer,
+        prompts=prompts,
+        method=method,
     )
     with trainer.session, no_progress_bars():
         return loop.train(trainer, quiet=quiet)
@@ -57,13 +65,14 @@ def open_trainer(
     tokenizer: PreTrainedTokenizerBase | None = None,
     prompts: Prompts | None = None,
     overrides: Mapping[str, Any] | Sequence[str] = (),
+    method: str = "ppo",
 ) -> Trainer:
     """A trainer for a loop of your own: `.generate()` responses, `.step()` on them.
 
     The arguments are those of `train`. Nothing is written to disk.
     """
-    settings = resolve(config, model, overrides)
-    objective = PPO(settings)
+    settings = resolve(config, model, overrides, method)
+    objective = METHODS[method].objective(settings)
     for line in objective.warnings:
         say(f"warning: {line}")
     with no_progress_bars():
@@ -78,14 +87,19 @@ def open_trainer(
 
 
 def resolve(
-    config: Config, model: str | nn.Module | None, overrides: Mapping[str, Any] | Sequence[str]
-) -> PPORun:
+    config: Config,
+    model: str | nn.Module | None,
+    overrides: Mapping[str, Any] | Sequence[str],
+    method: str = "ppo",
+) -> RunConfig:
     """The checked configuration; a model's name given beside it counts as an override."""
+    if method not in METHODS:
+        raise ConfigError(f"method={method!r} is unknown; there are {', '.join(METHODS)}")
     if isinstance(model, str) and isinstance(overrides, Mapping):
         overrides = {**overrides, "model.name": model}
     elif isinstance(model, str):
         overrides = [*overrides, f"model.name={model}"]
-    return from_mapping(PPORun, config, overrides, rewards_given=True)
+    return from_mapping(METHODS[method].run_model, config, overrides, rewards_given=True)
 
 
 @contextmanager

@@ -111,17 +111,17 @@ def draw(session: Session, target: Target) -> Drawn:
     per_prompt_count = max(-(-section.samples // prompts), per_prompt_count)
     chosen = sorted(scheduled(len(session.prompts), session.config.train.seed, 0, prompts))
     mine = chosen[ranks.rank :: ranks.size]
-    rows: list[tuple[int, bool, list[float]]] = []
-    if mine:
-        engine = decode_engine(session.config.sampling, session.tokenizer)
-        with session.policy.reference() as reference:
-            engine.sync(reference)
-            batch = session.prompts.batch(mine, ranks.device)
-            generator = session.generator("fit", 0)
-            rollout = engine.generate(batch, per_prompt_count, generator)
-        rows = ranks.together(lambda: valued(session, target, rollout, mine))
-    else:
-        rows = ranks.together(lambda: [])
+    # As many rows at once as an iteration has: so no more memory is taken than in training.
+    at_once = max(session.config.train.samples // ranks.size // per_prompt_count, 1)
+    parts = [mine[i : i + at_once] for i in range(0, len(mine), at_once)]
+    drawn = [sample(session, part, per_prompt_count, i) for i, part in enumerate(parts)]
+    rows = ranks.together(
+        lambda: [
+            row
+            for rollout, part in zip(drawn, parts, strict=True)
+            for row in valued(session, target, rollout, part)
+        ]
+    )
     everyone = sorted(ranks.gather(rows), key=lambda row: row[0])
     numbers = {number: i for i, number in enumerate(chosen)}
     return Drawn(
@@ -129,6 +129,15 @@ def draw(session: Session, target: Target) -> Drawn:
         torch.tensor([finished for _, finished, _ in everyone]),
         torch.tensor([numbers[number] for number, _, _ in everyone]),
     )
+
+
+def sample(session: Session, numbers: Sequence[int], n: int, draw: int) -> Rollout:
+    """`n` responses of the reference to each of these prompts."""
+    engine = decode_engine(session.config.sampling, session.tokenizer)
+    batch = session.prompts.batch(numbers, session.ranks.device)
+    with session.policy.reference() as reference:
+        engine.sync(reference)
+        return engine.generate(batch, n, session.generator("fit", 0, draw))
 
 
 def valued(

@@ -198,6 +198,12 @@ def declare(config: RunConfig, rewards: RewardSet) -> Target:
             f"score.clip={list(config.score.clip)} bounds a sum of weights, and "
             f"rewards.{constrained[0]} has none; bound each reward by its own clip"
         )
+    if constrained and config.kl.coef == 0:
+        raise ConfigError(
+            f"kl.coef=0 with a moment or hard: true of rewards.{constrained[0]}: without a price "
+            "on the KL there is no target to fit; set kl.coef=0.1 (any value will do where there "
+            "are no weights)"
+        )
     sampling, model = config.sampling, config.model
     reference: dict[str, Any] = {"model": model.name}
     if model.revision:

@@ -7,8 +7,8 @@ import oracle
 import pytest
 import torch
 
-from rlalign import loop
-from rlalign.config import from_mapping, load_config
+from rlalign import loop, open_trainer
+from rlalign.config import ConfigError, from_mapping, load_config
 from rlalign.methods import METHODS, AnyRun
 from rlalign.session import Session
 from rlalign.trainer import Trainer
@@ -78,3 +78,17 @@ def test_without_a_wish_nothing_is_drawn_to_fit_it():
     assert trainer.target.is_fitted
     trainer.fit_target()
     assert trainer.feasibility is None
+
+
+def test_python_takes_a_method_by_name(tmp_path):
+    trainer = open_trainer(
+        oracle.config(sampling={"samples_per_prompt": 8}, train={"samples": 16}),
+        rewards=[oracle.sparse],
+        model=oracle.language_model(),
+        tokenizer=oracle.tokenizer(),
+        prompts=oracle.PROMPTS,
+        method="dpg",
+    )
+    assert "dpg/divergence" in trainer.step(trainer.generate())
+    with pytest.raises(ConfigError, match=r"method='pp' is unknown; there are ppo, dpg, reinforce"):
+        open_trainer({}, method="pp")

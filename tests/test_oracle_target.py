@@ -111,11 +111,16 @@ def measured(session: Session, potential: torch.Tensor, first: torch.Tensor) -> 
 
 
 def on_the_sparse_target(
-    method: str, seed: int, section: Mapping[str, Any], iterations: int = 1500, coef: float = 1.0
+    method: str,
+    seed: int,
+    section: Mapping[str, Any],
+    iterations: int = 1500,
+    coef: float = 1.0,
+    rewards: Mapping[str, Any] = SPARSE,
 ) -> Found:
     # The first rare successes have large gradients, which cost modes (experiments/LOG.md).
     norm = 0.1 if section.get("lr", 0) < 3e-3 and method != "ppo" else 1.0
-    session = session_of(method, SPARSE, seed, iterations, section, coef, norm)
+    session = session_of(method, rewards, seed, iterations, section, coef, norm)
     trainer, seconds = trained(method, session)
     phrase = features()[0]
     found = measured(session, phrase.log(), phrase)
@@ -177,7 +182,8 @@ def test_a_method_reaches_the_sparse_target(name):
 @pytest.mark.prove
 def test_without_a_price_on_the_kl_reinforce_collapses():
     """The lesson: every response satisfies it, and nothing else is left of the language."""
-    found = on_the_sparse_target("reinforce", 0, {"lr": 3e-3}, iterations=300, coef=0.0)
+    weighed = {"hit": {"kind": "lexical.contains", "words": [PHRASE], "weight": 1.0}}
+    found = on_the_sparse_target("reinforce", 0, {"lr": 3e-3}, 300, coef=0.0, rewards=weighed)
     assert found.satisfaction > 0.99
     assert found.forward_kl > 5.0 and found.entropy < 2.0
     assert abs(found.second - found.second_of_target) > 0.1

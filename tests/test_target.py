@@ -122,6 +122,11 @@ def test_a_clip_of_the_sum_is_refused_beside_a_moment():
         target({"rate": RATE | {"moment": 0.4}}, score={"clip": [0.0, 1.0]})
 
 
+def test_without_a_price_on_the_kl_there_is_nothing_to_fit():
+    with pytest.raises(ConfigError, match=r"kl.coef=0 with a moment or hard: true of rewards.rate"):
+        target({"rate": RATE | {"moment": 0.4}}, kl={"coef": 0.0})
+
+
 def test_its_state_comes_back():
     made = target({"rate": RATE | {"moment": 0.4}, "hit": HIT | {"hard": True}})
     fitted = made.fitted({"rate": 2.0}, {"rate": 0.1}, {"hit": 0.08})

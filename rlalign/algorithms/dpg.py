@@ -176,7 +176,7 @@ class DPG:
             ),
             "dpg/log_z": mean(log_z, log_z > -torch.inf),
             "dpg/ess": square / mean(weights**2) if square > 0 else 0.0,
-            "dpg/ratio_max": float(ratio.max()),
+            "dpg/ratio_max": max(self.gather([float(ratio.max())])),
             "dpg/advantage_std": float(spread.sqrt()),
         }
 
