@@ -88,7 +88,7 @@ def _check_moment(where: str, wish: str, moment: Moment, values: Bounds | None) 
     span = f"{values[0]:g} to {values[1]:g}"
     if high < values[0] or low > values[1]:
         raise RewardConfigError(f"{wish} is outside of the reward's range, {span}; no mean is")
-    if low == high and low in values:
+    if low >= values[1] or high <= values[0]:
         raise RewardConfigError(
             f"{wish} is the end of the reward's range, {span}: only a distribution on that value "
             f"has such a mean; use {where}.hard: true (with a threshold, where it is not 0 or 1), "

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,13 +11,12 @@ from rewards.constraints import shown_moment
 from rewards.trl_style import Logged
 from rlalign.config import ConfigError
 from rlalign.generation import decode_engine
-from rlalign.moments import Fit, Samples, fit, newton_step, tilt
-from rlalign.partition import Gather, keys_of
+from rlalign.moments import Fit, Samples, fit, tilt
 from rlalign.prompts import scheduled
 from rlalign.scoring import columns_of
 from rlalign.session import Session
 from rlalign.target import Target
-from rlalign.types import Rollout, ScoredRollout
+from rlalign.types import Rollout
 
 
 class InfeasibleError(ConfigError):
@@ -99,7 +98,13 @@ def fit_target(session: Session, target: Target) -> tuple[Target, Feasibility]:
         for i, entry in enumerate(target.moments):
             lambdas[entry.name] = float(found.lambdas[i])
             errors[entry.name] = float(found.se[i])
-    done = target.fitted(lambdas, errors, rates)
+    done = replace(
+        target.fitted(lambdas, errors, rates),
+        bases={
+            entry.name: float(per_prompt(values[:, i], drawn.prompt).mean())
+            for i, entry in zip(index, target.moments, strict=True)
+        },
+    )
     return done, report(done, drawn, samples, found, rates)
 
 
@@ -112,13 +117,15 @@ def draw(session: Session, target: Target) -> Drawn:
     chosen = sorted(scheduled(len(session.prompts), session.config.train.seed, 0, prompts))
     mine = chosen[ranks.rank :: ranks.size]
     # As many rows at once as an iteration has: so no more memory is taken than in training.
-    at_once = max(session.config.train.samples // ranks.size // per_prompt_count, 1)
-    parts = [mine[i : i + at_once] for i in range(0, len(mine), at_once)]
-    drawn = [sample(session, part, per_prompt_count, i) for i, part in enumerate(parts)]
+    most = max(session.config.train.samples // ranks.size, 1)
+    counts = [min(most, per_prompt_count - i) for i in range(0, per_prompt_count, most)]
+    at_once = max(most // per_prompt_count, 1)
+    parts = [(mine[i : i + at_once], n) for i in range(0, len(mine), at_once) for n in counts]
+    drawn = [sample(session, part, n, i) for i, (part, n) in enumerate(parts)]
     rows = ranks.together(
         lambda: [
             row
-            for rollout, part in zip(drawn, parts, strict=True)
+            for rollout, (part, _) in zip(drawn, parts, strict=True)
             for row in valued(session, target, rollout, part)
         ]
     )
@@ -187,7 +194,8 @@ def fitted(target: Target, samples: Samples) -> Fit:
                 "weighed up. Ask for something more frequent, raise target.samples, or begin with "
                 "a weight"
             )
-        if wishes[i][0] > high or wishes[i][1] < low:
+        is_held = wishes[i][0] <= base[i] <= wishes[i][1]
+        if not is_held and (wishes[i][0] >= high or wishes[i][1] <= low):
             raise InfeasibleError(
                 f"{where} is out of reach: by weighing {among} within each prompt the mean can be "
                 f"{low:.4g} to {high:.4g} (unweighted {base[i]:.4g}). Some prompts never show it; "
@@ -216,6 +224,11 @@ def contradiction(
     entries = target.moments
     shown = [f"rewards.{e.name}.moment={shown_moment(e.moment)}" for e in entries]
     rates = ", ".join(f"{e.name} {x:.3g}" for e, x in zip(entries, base, strict=True))
+    if len(entries) == 1:
+        return (
+            f"{shown[0]} is too near the end of what weighing the reference's samples can give "
+            f"(under the reference: {rates}). Ask for less, or raise target.samples"
+        )
     for i in range(len(entries)):
         for j in range(i + 1, len(entries)):
             if not fit(samples.columns([i, j]), [wishes[i], wishes[j]]).is_reached:
@@ -281,51 +294,3 @@ def error_of_mean(values: Tensor, prompt: Tensor) -> float:
     means, counts = per_prompt(values, prompt), torch.bincount(prompt).double()
     centred = (values - means[prompt]) ** 2 / ((counts - 1).clamp(min=1) * counts)[prompt]
     return float(centred.sum().sqrt()) / len(means)
-
-
-# -- as the policy improves ------------------------------------------------------------------------
-
-
-def moved(
-    target: Target,
-    scored: ScoredRollout,
-    log_ratio: Tensor,
-    update: str,
-    rate: float,
-    gather: Gather,
-) -> Target:
-    """The target after one damped Newton step of its dual on an iteration's samples.
-
-    `policy`: the policy's own means stand for the target's, which is dual ascent on the Lagrangian.
-    `importance`: its samples are weighted by target / proposal, `log_ratio` (B,) being
-    log reference / proposal; the step shrinks with their effective number.
-    """
-    names = [entry.name for entry in target.entries]
-    index = [names.index(entry.name) for entry in target.moments]
-    features = target.features(scored.rewards.cpu())  # (B, R)
-    lambdas = torch.tensor([target.lambdas[e.name] for e in target.moments], dtype=torch.float64)
-    log_weights = torch.zeros(len(features), dtype=torch.float64)
-    if update == "importance":
-        own = features[:, index] @ lambdas
-        log_weights = log_ratio.cpu().double() + scored.log_potential.cpu() - own
-    rows = list(
-        zip(
-            features[:, index].tolist(),
-            log_weights.tolist(),
-            keys_of(scored.rollout.prompts),
-            strict=True,
-        )
-    )
-    everyone = gather(rows)
-    numbers = {key: i for i, key in enumerate(dict.fromkeys(key for _, _, key in everyone))}
-    samples = Samples(
-        torch.tensor([x for x, _, _ in everyone], dtype=torch.float64),
-        torch.tensor([w for _, w, _ in everyone], dtype=torch.float64),
-        torch.tensor([numbers[key] if update == "importance" else 0 for _, _, key in everyone]),
-    )
-    if not bool((samples.log_weights > -math.inf).any()):
-        return target  # nothing that was drawn is possible: nothing to learn from
-    wishes = [entry.moment for entry in target.moments if entry.moment is not None]
-    at = torch.zeros_like(lambdas) if update == "policy" else lambdas
-    new = newton_step(samples, wishes, lambdas, at, rate)
-    return target.fitted(dict(zip((e.name for e in target.moments), new.tolist(), strict=True)), {})

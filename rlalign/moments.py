@@ -17,7 +17,7 @@ from torch import Tensor
 
 STEPS = 200
 TOLERANCE = 1e-9  # of the gradient, in units of the features' spread
-TOO_FAR = 40.0  # nats that a lambda may add over a feature's range: beyond, no mean moves any more
+TOO_FAR = 300.0  # nats that a lambda may add over a feature's range: beyond, no mean moves
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,9 @@ def newton_step(
 ) -> Tensor:
     """The lambdas (M,) after `rate` of one damped Newton step, shrunk by the effective share.
 
+    The curvature is at least the squared gap to the wish, so a feature moves by `rate / gap` at
+    most, also where the samples are too few to vary.
+
     The samples are weighted at `at`: the lambdas themselves, or 0 where they come from the fitted
     distribution already. An interval's lambda stops at 0 before it changes its sign.
     """
@@ -114,9 +117,15 @@ def newton_step(
     # The end of an interval that lambda's sign stands for; at 0 the nearest one, or none within.
     nearest = tilted.means.clamp(low, high)
     wish = torch.where(lambdas > 0, low, torch.where(lambdas < 0, high, nearest))
-    ridge = 1e-2 * tilted.covariance.diagonal().mean() + 1e-8  # of B samples it can be singular
-    eye = torch.eye(len(low), dtype=torch.float64)
-    step = torch.linalg.solve(tilted.covariance + ridge * eye, wish - tilted.means)
+    gap, spread = wish - tilted.means, tilted.covariance.diagonal()
+    # Of B samples it can be singular, whence the ridge beside the floor.
+    floor = (gap**2 - spread).clamp(min=0.0) + 1e-2 * spread.mean() + 1e-12
+    is_free = gap != 0.0  # within its interval a lambda rests, whatever the others do
+    step = torch.zeros_like(lambdas)
+    if bool(is_free.any()):
+        index = is_free.nonzero().squeeze(1)
+        curvature = (tilted.covariance + floor.diag())[index][:, index]
+        step[index] = torch.linalg.solve(curvature, gap[index])
     new = lambdas + rate * share * step
     crosses = (low < high) & (new * lambdas < 0)
     return torch.where(crosses, 0.0, new)

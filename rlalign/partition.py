@@ -1,5 +1,6 @@
 """log Z(x): what each prompt's target is normalised by, as far as the samples seen so far tell."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -21,12 +22,13 @@ def same(values: list[Any]) -> list[Any]:
 
 
 def keys_of(prompts: PromptBatch) -> list[str]:
-    """One text for each prompt, equal only where prompt and columns are: rewards may read those."""
+    """A digest of each prompt, equal only where prompt and columns are: rewards may read those."""
     names = sorted(prompts.columns)
-    return [
+    read = [
         json.dumps([text, [prompts.columns[name][i] for name in names]], default=str)
         for i, text in enumerate(prompts.texts)
     ]
+    return [hashlib.sha256(text.encode()).hexdigest()[:32] for text in read]
 
 
 class Partition:
@@ -63,6 +65,10 @@ class Partition:
             self._sums[key] = (float(new), count * keep + len(values))
         while len(self._sums) > MOST_PROMPTS:
             del self._sums[next(iter(self._sums))]
+
+    def shift(self, by: float) -> None:
+        """Add to every log Z: what a small change of the target does to them, on average."""
+        self._sums = {key: (log_sum + by, n) for key, (log_sum, n) in self._sums.items()}
 
     def log_z(self, key: str) -> float:
         log_sum, count = self._sums.get(key, (-math.inf, 0.0))

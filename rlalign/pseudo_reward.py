@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rlalign.config import ConfigError
 from rlalign.divergences import divergence
+from rlalign.kl import IN_THE_LOSS
 from rlalign.masking import last_index, whole_response
 from rlalign.partition import Gather, Partition, keys_of, same
 from rlalign.sections import RunConfig
@@ -86,10 +87,21 @@ class PseudoReward:
             )
         for is_set, setting, what in (
             (config.kl.target is not None, f"kl.target={config.kl.target}", "the target's beta"),
+            (
+                config.kl.placement in IN_THE_LOSS,
+                f"kl.placement={config.kl.placement}",
+                "a KL beside the target, which holds it",
+            ),
             (config.score.normalize, "score.normalize=true", "the score's place in the target"),
         ):
             if is_set:
                 raise ConfigError(f"{setting} would move {what}; leave it out under {method}")
+        for name, entry in config.rewards.items():
+            if isinstance(entry.get("weight"), Mapping):
+                raise ConfigError(
+                    f"rewards.{name}.weight moves with the iteration, and the target of {method} "
+                    "is the one of the final weight; give a number"
+                )
 
     def state_dict(self) -> dict[str, Any]:
         return self.partition.state_dict()

@@ -1,5 +1,6 @@
 """A training state as tensors and JSON, and the finished model in Hugging Face's format."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from transformers import GenerationConfig
 from rlalign.checkpoint import Checkpoint, CheckpointError, flatten_optimizer, restore_optimizer
 from rlalign.session import Session
 from rlalign.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def training_state(trainer: Trainer) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -32,6 +35,7 @@ def training_state(trainer: Trainer) -> tuple[dict[str, dict[str, Tensor]], dict
         "objective": trainer.objective.state_dict(),
         "optimizer": scalars,
         "target": trainer.target.state_dict(),
+        "method": trainer.objective.title,
     }
     tensors = {"policy": policy, "optimizer": optimizer}
     if own := trainer.objective.tensors():
@@ -48,6 +52,13 @@ def restore_training(trainer: Trainer, checkpoint: Checkpoint) -> None:
         raise CheckpointError(
             f"{checkpoint.path} was written by {state['world_size']} processes and this run has "
             f"{world}: the samples would be drawn differently; start as many processes as before"
+        )
+    method = trainer.objective.title
+    if state.get("method", method) != method:
+        raise CheckpointError(
+            f"{checkpoint.path} was written by {state['method']} and this run is {method}: their "
+            "optimisers and states differ; resume with the same method, or start from the saved "
+            "model by model.name"
         )
     parameters = trainer.session.policy.trainable()
     if parameters.keys() != saved.keys():
@@ -72,8 +83,11 @@ def restore_training(trainer: Trainer, checkpoint: Checkpoint) -> None:
         trainer.objective.load_state_dict(state["objective"], own)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from error
-    if "target" in state:  # else it is older than targets, and has no moments
-        trainer.target = trainer.target.restored(state["target"])
+    saved_target = state.get("target")  # none: it is older than targets, and has no moments
+    if saved_target is not None and saved_target["hash"] == trainer.target.hash:
+        trainer.target = trainer.target.restored(saved_target)
+    elif saved_target is not None and not trainer.target.is_fitted:
+        logger.warning("the target is another than the checkpoint's: its moments are fitted anew")
     trainer.iteration = int(state["iteration"])
     trainer.samples = int(state["samples"])
     trainer.optimizer_steps = int(state["optimizer_steps"])

@@ -175,11 +175,11 @@ class TargetSection(Section):
     samples_per_prompt: int = Field(
         32, ge=4, description="of them to one prompt, at least: each prompt is normalised by itself"
     )
-    update: Literal["auto", "policy", "importance", "none"] = Field(
-        "auto",
+    update: Literal["policy", "importance", "none"] = Field(
+        "policy",
         description="how they go on: `policy` raises them while the policy's own mean lies below "
-        "the wish; `importance` fits them again to the policy's samples, weighted; auto: policy "
-        "under ppo and reinforce, importance under dpg",
+        "the wish, once it has come half of the way; `importance` fits them again to the policy's "
+        "samples, weighted, which needs many to a prompt",
     )
     rate: Share = Field(
         0.05, description="share of a whole Newton step that an iteration's samples are worth"

@@ -34,6 +34,7 @@ class Target:
     lambdas: Mapping[str, float] = field(default_factory=dict)  # of the moments, by reward
     errors: Mapping[str, float] = field(default_factory=dict)  # standard errors of the lambdas
     log_epsilon: Mapping[str, float] = field(default_factory=dict)  # of what is hard, smoothed
+    bases: Mapping[str, float] = field(default_factory=dict)  # the moments' means under `a`
     rewards: RewardSet | None = field(default=None, compare=False, repr=False)
 
     # -- what it is ----------------------------------------------------------------------------
@@ -117,17 +118,16 @@ class Target:
 
         `smooth` gives what violates something hard log epsilon in place of -inf.
         """
-        shaped = features
-        weighted = torch.zeros(len(shaped), dtype=torch.float64, device=shaped.device)
+        weighted = torch.zeros(len(features), dtype=torch.float64, device=features.device)
         total = torch.zeros_like(weighted)
         for i, entry in enumerate(self.entries):
             if entry.moment is not None:
-                total = total + self.lambdas.get(entry.name, 0.0) * shaped[:, i]
+                total = total + self.lambdas.get(entry.name, 0.0) * features[:, i]
             elif entry.hard:
                 floor = self.log_epsilon[entry.name] if smooth else -math.inf
-                total = total + torch.where(shaped[:, i] > 0.5, 0.0, floor)
+                total = total + torch.where(features[:, i] > 0.5, 0.0, floor)
             else:
-                weighted = weighted + entry.weight_at(None) * shaped[:, i].nan_to_num(0.0)
+                weighted = weighted + entry.weight_at(None) * features[:, i].nan_to_num(0.0)
         if self.score.clip is not None:
             weighted = weighted.clamp(*self.score.clip)
         weighted = weighted - self.score.missing_eos_penalty * (~finished).double()
@@ -167,7 +167,8 @@ class Target:
         return replace(
             self,
             lambdas={**self.lambdas, **lambdas},
-            errors={**self.errors, **errors},
+            # The error of a first fit says nothing of a lambda that has moved since.
+            errors={k: v for k, v in self.errors.items() if k not in lambdas} | dict(errors),
             log_epsilon={**self.log_epsilon, **epsilon},
         )
 
@@ -177,6 +178,7 @@ class Target:
             "lambdas": dict(self.lambdas),
             "errors": dict(self.errors),
             "log_epsilon": dict(self.log_epsilon),
+            "bases": dict(self.bases),
         }
 
     def restored(self, state: Mapping[str, Any]) -> "Target":
@@ -186,6 +188,7 @@ class Target:
             lambdas=dict(state["lambdas"]),
             errors=dict(state["errors"]),
             log_epsilon=dict(state["log_epsilon"]),
+            bases=dict(state["bases"]),
         )
 
 
@@ -203,6 +206,11 @@ def declare(config: RunConfig, rewards: RewardSet) -> Target:
             f"kl.coef=0 with a moment or hard: true of rewards.{constrained[0]}: without a price "
             "on the KL there is no target to fit; set kl.coef=0.1 (any value will do where there "
             "are no weights)"
+        )
+    if constrained and config.kl.target is not None and config.target.update == "importance":
+        raise ConfigError(
+            "target.update=importance with kl.target: the samples' weights need a fixed beta; use "
+            "target.update=policy"
         )
     sampling, model = config.sampling, config.model
     reference: dict[str, Any] = {"model": model.name}

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from rlalign.dual import change_of_log_z, moved
 from rlalign.exits import DivergedError
-from rlalign.fitting import Feasibility, fit_target, moved
+from rlalign.fitting import Feasibility, fit_target
 from rlalign.masking import SumOverRanks
 from rlalign.partition import Gather
 from rlalign.policy import Policy, micro_batches, tensors
@@ -38,7 +39,6 @@ class Objective(Protocol):
     warnings: list[str]  # settings that move the optimum away from the target
 
     title: str  # what a reader calls it
-    updates: str  # policy or importance: what `target.update=auto` is under this algorithm
     smooths: bool  # whether what is hard must be possible, however unlikely
     reads_tokens: bool  # whether it matters which token a reward is paid at
 
@@ -56,6 +56,7 @@ class Objective(Protocol):
     def loss(self, policy: nn.Module, batch: Any, norm: Norm) -> LossOutput: ...
     def stops_early(self, stats: dict[str, float]) -> bool: ...
     def after_iteration(self, samples: int) -> None: ...
+    def retarget(self, log_z: float) -> None: ...  # the target moved, and log Z by this
     def learning_rates(self) -> dict[str, float]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def tensors(self) -> dict[str, Tensor]: ...  # the part of its state that is no JSON
@@ -162,6 +163,7 @@ class Trainer:
         if len(set(sizes)) > 1:
             raise ValueError(f"every process must learn from equally many responses, not {sizes}")
         if scores is None:
+            self.fit_target()
             return ranks.together(lambda: self.score(rollout))
         beta = self.objective.kl_coef
         return score_given(rollout, scores, session.policy, session.budget, beta)
@@ -185,13 +187,12 @@ class Trainer:
         if not self.target.moments or not scored.rewards.shape[1]:
             return {}
         section = self.session.config.target
-        update = self.objective.updates if section.update == "auto" else section.update
-        if update != "none":
+        if section.update != "none":
             rate = section.rate * schedule(self.session.config, self.iteration)
             log_ratio = self.objective.last_log_ratio
-            self.target = moved(
-                self.target, scored, log_ratio, update, rate, self.session.ranks.gather
-            )
+            before, gather = self.target, self.session.ranks.gather
+            self.target = moved(before, scored, log_ratio, section.update, rate, gather)
+            self.objective.retarget(change_of_log_z(before, self.target))
         return {f"target/lambda/{name}": x for name, x in self.target.lambdas.items()}
 
     def _unless_stale(self, scored: ScoredRollout) -> ScoredRollout:

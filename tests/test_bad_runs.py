@@ -13,7 +13,7 @@ import pytest
 from transformers.utils import logging as transformers_logging
 
 from rewards import registry
-from rlalign import ppo
+from rlalign import ppo, run_method
 
 ROOT = Path(__file__).parent.parent
 CONFIG = """
@@ -57,8 +57,8 @@ def folder(finished, tmp_path, monkeypatch):
 
 def run(patch, *arguments):
     """`rlalign ppo` in this process, which keeps its own log levels and signals."""
-    patch.setattr(ppo, "quiet_libraries", transformers_logging.disable_progress_bar)
-    patch.setattr(ppo, "die_with_launcher", lambda: None)
+    patch.setattr(run_method, "quiet_libraries", transformers_logging.disable_progress_bar)
+    patch.setattr(run_method, "die_with_launcher", lambda: None)
     return ppo.main(["--config=run.yaml", *arguments])
 
 
@@ -77,8 +77,8 @@ def ends_with(folder, monkeypatch, capsys, arguments, code, line):
 SETTINGS = [
     (["--rewards.short.kind=structure.word_cout"], "rewards.short.kind='structure.word_cout' is unknown; did you mean 'structure.word_count'?"),
     (["--rewards.shrot.weight=2"], "no reward named shrot; did you mean short?"),
-    (["--rewards.short.moment=0.5"], "rewards.short.moment needs targets, which this version does not have yet; use weight"),
-    (["--rewards.short.hard=true"], "rewards.short.hard needs targets, which this version does not have yet; use weight"),
+    (["--rewards.short.moment=2"], "rewards.short.moment=2.0 is outside of the reward's range, 0 to 1; no mean is"),
+    (["--rewards.short.hard=true", "--rewards.short.scale=2"], "rewards.short.hard=true: a response holds it or not, so scale and clip mean nothing; remove them, or say by rewards.short.threshold from which value on it holds"),
     (["--ppo.epoch=3"], "ppo.epoch is unknown; did you mean ppo.epochs?"),
     (["--train.samples=many"], "train.samples='many' is not an integer of at least 1"),
     (["--ppo.lr=-1"], "ppo.lr=-1 is not a number above 0"),

@@ -211,6 +211,7 @@ def session_of(**sections):
         ({"sampling": {"samples_per_prompt": 1}}, "sampling.samples_per_prompt=1: the distribut"),
         ({"kl": {"coef": 0.0}}, "kl.coef=0: a reward's weight is divided by it"),
         ({"kl": {"coef": 0.1, "target": 3.0}}, "kl.target=3.0 would move the target's beta"),
+        ({"kl": {"estimator": "k2", "placement": "loss"}}, "kl.placement=loss would move a KL"),
         ({"score": {"normalize": True}}, "score.normalize=true would move the score's place"),
     ],
 )

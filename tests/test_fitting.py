@@ -1,6 +1,7 @@
 """Fitting a target to the reference: what is said in words, and that the means are met."""
 
 import math
+from dataclasses import replace
 
 import oracle
 import pytest
@@ -9,7 +10,9 @@ import torch
 from rlalign.algorithms.dpg import DPG, DPGRun
 from rlalign.algorithms.ppo import PPO, PPORun
 from rlalign.config import from_mapping
+from rlalign.dual import change_of_log_z, moved
 from rlalign.fitting import InfeasibleError, fit_target
+from rlalign.partition import same
 from rlalign.session import Session
 from rlalign.trainer import Trainer
 
@@ -111,11 +114,41 @@ def test_training_fits_first_moves_lambda_and_logs_it(model, objective):
     rollout = trainer.generate()
     fitted = trainer.target.lambdas["hit"]
     assert fitted == pytest.approx(2.44, abs=0.4) and trainer.feasibility is not None
+    # The policy is still the reference: what was fitted waits until it has come half of the way.
     stats = trainer.step(rollout)
-    assert stats["target/lambda/hit"] == trainer.target.lambdas["hit"] != fitted
-    # PPO's policy is still the reference, whose mean is below the wish: up.
-    if objective is PPO:
-        assert trainer.target.lambdas["hit"] > fitted
+    assert stats["target/lambda/hit"] == trainer.target.lambdas["hit"] == fitted
+
+
+@pytest.mark.parametrize(("mean", "direction"), [(0.1, 0), (0.4, 1), (0.7, -1)])
+def test_lambda_follows_the_policys_mean_once_it_is_near(mean, direction):
+    session = session_of({"hit": HIT | {"moment": 0.5}})
+    target, _ = fit_target(session, session.target)
+    trainer = Trainer(session, PPO(session.config))
+    trainer.target = target
+    scored = trainer.score(trainer.generate())
+    ones = (torch.arange(len(scored)) < mean * len(scored)).float().unsqueeze(1)
+    now = moved(
+        target, replace(scored, rewards=ones), torch.zeros(len(scored)), "policy", 0.1, same
+    )
+    change = now.lambdas["hit"] - target.lambdas["hit"]
+    assert math.copysign(1, change) * (change != 0) == direction
+    assert change_of_log_z(target, now) == pytest.approx(0.5 * change)
+
+
+def test_weighted_samples_of_the_reference_hold_the_fitted_lambda():
+    """`importance`: drawn from the reference, weighted, the wish is met already; nothing moves."""
+    session = session_of({"hit": HIT | {"moment": 0.5}}, train={"samples": 2048},
+                         sampling={"samples_per_prompt": 1024})  # fmt: skip
+    target, _ = fit_target(session, session.target)
+    trainer = Trainer(session, PPO(session.config))
+    trainer.target = target
+    scored = trainer.score(trainer.generate())
+    for shift, direction in ((0.0, 0), (-2.0, 1), (2.0, -1)):
+        off = target.fitted({"hit": target.lambdas["hit"] + shift}, {})
+        at = replace(scored, log_potential=scored.log_potential + shift * scored.rewards[:, 0])
+        now = moved(off, at, torch.zeros(len(scored)), "importance", 1.0, same)
+        change = now.lambdas["hit"] - off.lambdas["hit"]
+        assert abs(change) < 0.4 if direction == 0 else change * direction > 0.05
 
 
 def test_the_score_holds_the_moment_at_the_price_of_a_nat():

@@ -41,6 +41,7 @@ LAYERS = [
     {"audit"},
     {f"algorithms.{name}" for name in ("ppo", "dpg", "reinforce")},
     {"session", "fitting"},
+    {"dual"},
     {"exits", "trainer", "estimate", "machine"},
     {"evaluate", "saving"}
     | {

@@ -121,3 +121,11 @@ def test_a_step_stops_where_an_interval_holds():
     assert float(end) == 0.0  # within the interval nothing pushes
     held = newton_step(samples, [(0.1, 0.4)], end, end, 1.0)
     assert float(held) == 0.0
+
+
+def test_a_batch_that_shows_nothing_moves_a_lambda_a_little():
+    """No response has the feature: up, by the rate over the gap, and not to infinity."""
+    nothing = Samples(torch.zeros(64, 1).double(), torch.zeros(64).double(), torch.zeros(64).long())
+    start = torch.tensor([4.0], dtype=torch.float64)
+    moved = newton_step(nothing, [(0.5, 0.5)], start, torch.zeros(1).double(), 0.05)
+    assert_close(moved - start, torch.tensor([0.1], dtype=torch.float64))

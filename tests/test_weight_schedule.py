@@ -68,5 +68,5 @@ def test_a_weight_that_moves_is_warned_of():
 
 
 def test_the_card_shows_either_form_of_a_weight():
-    assert weight_shown(0.5) == "0.5"
-    assert weight_shown(RAMP) == "0.5 → 2.5 over 4 iterations"
+    assert weight_shown({"weight": 0.5}) == "0.5"
+    assert weight_shown({"weight": RAMP}) == "0.5 → 2.5 over 4 iterations"

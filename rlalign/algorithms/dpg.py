@@ -90,7 +90,6 @@ class DPG:
     """Minimises D_f(policy || P_T), averaged over prompts."""
 
     title = "the distributional policy gradient"
-    updates = "importance"
     reads_tokens = False
 
     def __init__(self, config: DPGRun) -> None:
@@ -135,6 +134,11 @@ class DPG:
         rollout, mask = scored.rollout, scored.rollout.action_mask
         old, _ = behaviour(policy, rollout, self.budget)
         log_policy = whole_response(old["logprobs"], mask)
+        if rollout.logprobs is None and self.config.proposal == "best":
+            raise ValueError(
+                "dpg.proposal=best needs the sampler's log-probabilities, and this engine gives "
+                "none; use dpg.proposal=policy"
+            )
         drawn = log_policy if rollout.logprobs is None else whole_response(rollout.logprobs, mask)
         log_ref = whole_response(scored.ref_logprobs, mask)
         log_p = log_ref + scored.log_potential  # (B,) unnormalised
@@ -226,6 +230,10 @@ class DPG:
 
     def after_iteration(self, samples: int) -> None:
         self.iteration += 1
+
+    def retarget(self, log_z: float) -> None:
+        """The target has moved, and with it log Z by about `log_z`."""
+        self.reward.partition.shift(log_z)
 
     def learning_rates(self) -> dict[str, float]:
         return {"lm": self.config.lr, "value_head": 0.0}

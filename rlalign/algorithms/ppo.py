@@ -115,7 +115,6 @@ class PPO:
     """Maximises E[score] - beta KL(policy | reference) by clipped policy gradients and a critic."""
 
     title = "PPO"
-    updates = "policy"
     reads_tokens = True
 
     def __init__(self, config: PPORun) -> None:
@@ -298,6 +297,11 @@ class PPO:
         if self.iteration >= self.config.critic_warmup:  # before, the KL is 0 whatever beta is
             self.controller.update(self._measured_kl, samples)
         self.iteration += 1
+
+    def retarget(self, log_z: float) -> None:
+        """The target has moved, and with it log Z by about `log_z`."""
+        if self.pseudo is not None:
+            self.pseudo.partition.shift(log_z)
 
     def learning_rates(self) -> dict[str, float]:
         """Peak learning rates: of the language model (0 while the critic warms up), of the head."""

@@ -70,7 +70,6 @@ class Reinforce:
     """Maximises E[score] - beta KL(policy | reference) by plain policy gradients."""
 
     title = "REINFORCE"
-    updates = "policy"
     smooths = True
     reads_tokens = False
 
@@ -152,6 +151,9 @@ class Reinforce:
 
     def after_iteration(self, samples: int) -> None:
         self.controller.update(self._measured_kl, samples)
+
+    def retarget(self, log_z: float) -> None:
+        """Nothing here is normalised."""
 
     def learning_rates(self) -> dict[str, float]:
         return {"lm": self.config.lr, "value_head": 0.0}

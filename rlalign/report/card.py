@@ -168,7 +168,9 @@ def _target(config: RunConfig, kl_coef: float, caveats: Sequence[str], fitted: s
     )
     if not kl_coef:
         return f"## Target\n\nThe largest score, {', '.join(terms)}, with no price on the KL."
-    has_constraints = any(e.get("hard") or e.get("moment") for e in config.rewards.values())
+    has_constraints = any(
+        e.get("hard") or e.get("moment") is not None for e in config.rewards.values()
+    )
     form = ""
     if fitted is not None and has_constraints:
         form = "\n\nWith the weights of means and of what always holds:\n\n" + indent(
