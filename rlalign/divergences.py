@@ -60,7 +60,8 @@ def _jensen_shannon(log_p: Tensor, log_pi: Tensor) -> Tensor:
 
 
 def _forward_chi2(log_p: Tensor, log_pi: Tensor) -> Tensor:
-    return product(log_pi, (torch.expm1(log_p - log_pi)) ** 2)
+    # (p - pi)^2 / pi = p (p / pi - 2) + pi, which is infinite where pi alone is 0.
+    return product(log_p, (log_p - log_pi).exp() - 2.0) + log_pi.exp()
 
 
 def _reverse_chi2(log_p: Tensor, log_pi: Tensor) -> Tensor:
@@ -76,7 +77,8 @@ def _hellinger(log_p: Tensor, log_pi: Tensor) -> Tensor:
 def _alpha(a: float, log_p: Tensor, log_pi: Tensor) -> Tensor:
     """p f(t) with f(t) = (t^a - a t + a - 1) / (a (a - 1)): KL(p||pi) at 0, KL(pi||p) at 1."""
     u = log_pi - log_p
-    power = product(log_pi, ((a - 1.0) * u).exp())  # p t^a = pi t^(a - 1)
+    # p t^a = pi t^(a - 1): the one whose weight does not hide an infinity.
+    power = product(log_p, (a * u).exp()) if a < 1.0 else product(log_pi, ((a - 1.0) * u).exp())
     return (power - a * log_pi.exp() + (a - 1.0) * log_p.exp()) / (a * (a - 1.0))
 
 

@@ -18,6 +18,8 @@ from rlalign.session import Session
 from rlalign.target import Target
 from rlalign.types import Rollout
 
+ENOUGH = 100  # effective samples, below which the errors of lambda are worth a note
+
 
 class InfeasibleError(ConfigError):
     """What a target asks for cannot be had, as far as the reference's samples show."""
@@ -29,11 +31,10 @@ class Wish:
 
     name: str
     asked: tuple[float, float]  # (1, 1) where it is hard
-    base: float  # mean under the reference (among what is possible, for a moment)
+    base: float  # mean under the reference
     base_se: float
-    fitted: float  # mean under the fitted target
     weight: float  # lambda; log epsilon where it is hard
-    weight_se: float
+    weight_se: float | None  # None where it is hard: epsilon is chosen, not fitted
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Feasibility:
         for wish in self.wishes:
             low, high = wish.asked
             asked = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-            sign = "log ε" if wish.asked == (1.0, 1.0) and wish.weight_se == 0 else "λ"
+            sign = "log ε" if wish.weight_se is None else "λ"
             error = f" ± {wish.weight_se:.2g}" if wish.weight_se else ""
             lines.append(
                 f"  {wish.name}: {wish.base:.4g} ± {wish.base_se:.2g} under the reference, asked "
@@ -105,7 +106,7 @@ def fit_target(session: Session, target: Target) -> tuple[Target, Feasibility]:
             for i, entry in zip(index, target.moments, strict=True)
         },
     )
-    return done, report(done, drawn, samples, found, rates)
+    return done, report(done, drawn, samples, found)
 
 
 def draw(session: Session, target: Target) -> Drawn:
@@ -242,37 +243,26 @@ def contradiction(
     )
 
 
-def report(
-    target: Target, drawn: Drawn, samples: Samples, found: Fit | None, rates: dict[str, float]
-) -> Feasibility:
-    names = [entry.name for entry in target.entries]
-    wishes, notes = [], []
-    for entry in target.hard:
+def report(target: Target, drawn: Drawn, samples: Samples, found: Fit | None) -> Feasibility:
+    names, wishes, notes = [entry.name for entry in target.entries], [], []
+    for entry in (*target.hard, *target.moments):
         values = drawn.features[:, names.index(entry.name)]
-        wishes.append(
-            Wish(entry.name, (1.0, 1.0), rates[entry.name], error_of_mean(values, drawn.prompt),
-                 1.0, target.log_epsilon[entry.name], 0.0)
-        )  # fmt: skip
-    for i, entry in enumerate(target.moments):
-        assert found is not None and entry.moment is not None
-        values = drawn.features[:, names.index(entry.name)]
-        wishes.append(
-            Wish(entry.name, entry.moment, float(per_prompt(values, drawn.prompt).mean()),
-                 error_of_mean(values, drawn.prompt), float(found.means[i]),
-                 float(found.lambdas[i]), float(found.se[i]))
-        )  # fmt: skip
-    prompts = int(drawn.prompt.max()) + 1
-    possible = int(samples.possible().prompts)
-    if found is None:
-        ess = float((samples.log_weights > -math.inf).sum())
-    else:
-        ess = float(found.ess.sum())
+        base, error = float(per_prompt(values, drawn.prompt).mean()), None
+        weight = target.log_epsilon.get(entry.name, 0.0)
+        if entry.moment is not None:
+            weight, error = target.lambdas[entry.name], target.errors[entry.name]
+        asked = entry.moment or (1.0, 1.0)
+        se = error_of_mean(values, drawn.prompt)
+        wishes.append(Wish(entry.name, asked, base, se, weight, error))
+    prompts, possible = int(drawn.prompt.max()) + 1, samples.possible().prompts
+    of_base = (samples.log_weights > -math.inf).sum()
+    ess = float(of_base if found is None else found.ess.sum())
     if possible < prompts:
         notes.append(
             f"{prompts - possible} of {prompts} prompts have no response that satisfies what is "
             "hard: they were left out of the fit"
         )
-    if ess < 100:
+    if found is not None and ess < ENOUGH:
         notes.append(
             f"{ess:.0f} effective samples make a rough fit; it is refined as the policy improves, "
             "and target.samples raises it from the start"

@@ -54,9 +54,7 @@ class Fit:
     is_reached: bool  # False: no lambda gives these means to these samples
 
 
-def fit(
-    samples: Samples, wishes: Sequence[tuple[float, float]], start: Tensor | None = None
-) -> Fit:
+def fit(samples: Samples, wishes: Sequence[tuple[float, float]]) -> Fit:
     """The lambdas (M,) whose target has means within `wishes`, by projected, damped Newton.
 
     Raises ValueError where no sample has any weight.
@@ -67,9 +65,6 @@ def fit(
     matrix, wish, is_bounded = _variables(wishes)  # (M, K), (K,), (K,)
     spread = samples.features.amax(0) - samples.features.amin(0)  # (M,)
     theta = torch.zeros(len(wish), dtype=torch.float64)
-    if start is not None:
-        theta = matrix.T @ start.double()
-        theta = torch.where(is_bounded, theta.clamp(min=0.0), theta)
     value, is_reached = _dual(samples, matrix @ theta) - wish @ theta, False
     for _ in range(STEPS):
         tilted = tilt(samples, matrix @ theta)
@@ -141,16 +136,14 @@ def _variables(wishes: Sequence[tuple[float, float]]) -> tuple[Tensor, Tensor, T
             columns.append(unit)
             wish.append(low)
             is_bounded.append(False)
-        for sign, end in ((1.0, low), (-1.0, -high)):
-            if low < high and end > -torch.inf:
-                columns.append(sign * unit)
-                wish.append(end)
-                is_bounded.append(True)
-    matrix = torch.stack(columns, 1) if columns else torch.zeros(len(wishes), 0).double()
+        else:
+            columns += [unit, -unit]
+            wish += [low, -high]
+            is_bounded += [True, True]
     return (
-        matrix,
+        torch.stack(columns, 1),
         torch.tensor(wish, dtype=torch.float64),
-        torch.tensor(is_bounded, dtype=torch.bool),
+        torch.tensor(is_bounded),
     )
 
 

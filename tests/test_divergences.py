@@ -70,6 +70,19 @@ def test_a_forbidden_response_makes_infinite_what_needs_support_and_nothing_nan(
     assert bool(reward.isinf().any()) == found.needs_support
 
 
+INFINITE = {"forward_kl", "forward_chi2", "alpha=-1.0"}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_policy_that_cannot_write_what_the_target_does_is_infinitely_far_where_it_should_be(name):
+    """Exact zeros, as of top-k; seen only in samples of another proposal."""
+    mute = THETA.clone()
+    mute[0] = -math.inf
+    mute = mute.log_softmax(0)
+    value = (Q.exp() * ALL[name].integrand(P - Q, mute - Q)).sum()
+    assert not value.isnan() and bool(value.isinf()) == (name in INFINITE)
+
+
 def test_alpha_goes_from_one_kl_to_the_other():
     for a, name in ((1e-6, "forward_kl"), (1 - 1e-6, "reverse_kl")):
         near = (Q.exp() * alpha_divergence(a).integrand(P - Q, THETA - Q)).sum()

@@ -14,14 +14,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import builders
 import oracle
 import pytest
 import torch
 
 from rlalign.config import from_mapping
 from rlalign.methods import METHODS
+from rlalign.moments import Samples, fit
+from rlalign.policy import logprobs_only
 from rlalign.session import Session
-from rlalign.trainer import Trainer
+from rlalign.trainer import Trainer, schedule
 
 PHRASE = "d e b"  # base rates .018 and .011
 SEEDS = (0, 1, 2)
@@ -59,7 +62,7 @@ def session_of(
     section: Mapping[str, Any],
     coef: float = 1.0,
     norm: float = 1.0,
-    **sections: Any,
+    spread: float = 0.05,
 ) -> Session:
     settings = oracle.config(
         rewards=rewards,
@@ -69,11 +72,10 @@ def session_of(
         target={"samples": 4096},
         kl={"coef": coef, "placement": "score"},
         **{method: section},
-        **sections,
     )
     return Session(
         from_mapping(METHODS[method].run_model, settings),
-        lm=oracle.language_model(spread=0.05),
+        lm=oracle.language_model(spread=spread),
         tokenizer=oracle.tokenizer(),
         prompts=oracle.PROMPTS,
     )
@@ -125,11 +127,15 @@ def on_the_sparse_target(
     phrase = features()[0]
     found = measured(session, phrase.log(), phrase)
     found = Found(**{**asdict(found), "samples": trainer.samples, "seconds": seconds})
+    logged({"method": method, "section": dict(section), "seed": seed, **asdict(found)})
+    return found
+
+
+def logged(row: Mapping[str, Any]) -> None:
+    """Also to the file that RLALIGN_ORACLE_LOG names."""
     if log := os.environ.get("RLALIGN_ORACLE_LOG"):
-        row = {"method": method, "section": dict(section), "seed": seed, **asdict(found)}
         with Path(log).open("a") as file:
             file.write(json.dumps(row) + "\n")
-    return found
 
 
 def test_the_sparse_event_is_as_rare_as_it_should_be():
@@ -180,6 +186,44 @@ def test_a_method_reaches_the_sparse_target(name):
 
 
 @pytest.mark.prove
+@pytest.mark.parametrize(
+    ("spread", "phrase", "lr", "low", "high"),
+    [(0.05, PHRASE, 1e-2, 0.0, 0.02), (0.15, "a e e", 3e-3, 0.1, 0.2)],
+)
+def test_maximum_likelihood_on_exact_samples_is_no_nearer(spread, phrase, lr, low, high):
+    """What the model can learn of its target from as many samples of it, by no method of ours."""
+    session = session_of("dpg", SPARSE, 0, 1500, {}, spread=spread)
+    hit = torch.tensor([float(phrase in t) for t in oracle.all_sequences().texts]).double()
+    by_maximum_likelihood(session, hit.log(), lr)
+    found = measured(session, hit.log(), hit)
+    logged({"method": "maximum likelihood", "spread": spread, **asdict(found)})
+    assert low <= found.forward_kl <= high
+
+
+def by_maximum_likelihood(session: Session, potential: torch.Tensor, lr: float) -> None:
+    """Train on samples of reference exp(potential), half of a batch for each of the prompts."""
+    policy, config, everything = session.policy, session.config, oracle.all_sequences()
+    optimizer = torch.optim.AdamW(policy.lm.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
+    generator, half = builders.seeded(0), config.train.samples // 2
+    prompts = []
+    for prompt in oracle.PROMPTS:
+        ids = oracle.tokenizer()(prompt)["input_ids"]
+        with policy.reference() as reference:
+            target = (oracle.sequence_logprobs(reference, ids) + potential).softmax(0)
+        prompts.append((torch.tensor([ids]).expand(half, -1), target))
+    for iteration in range(config.train.iterations):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * schedule(config, iteration)
+        optimizer.zero_grad()
+        for ids, target in prompts:
+            rows = torch.multinomial(target, half, replacement=True, generator=generator)
+            here = (ids, torch.ones_like(ids, dtype=torch.bool))
+            there = (everything.ids[rows], everything.mask[rows])
+            (-policy(*here, *there, logprobs_only)["logprobs"].sum() / (2 * half)).backward()
+        optimizer.step()
+
+
+@pytest.mark.prove
 def test_without_a_price_on_the_kl_reinforce_collapses():
     """The lesson: every response satisfies it, and nothing else is left of the language."""
     weighed = {"hit": {"kind": "lexical.contains", "words": [PHRASE], "weight": 1.0}}
@@ -197,8 +241,6 @@ def test_a_method_reaches_two_moments_at_once(name):
     trained(method, session)
     _, begins, shared = features()
     # The exact lambdas: by the same fit, on all sequences with their probabilities.
-    from rlalign.moments import Samples, fit
-
     with session.policy.reference() as reference:
         weights = torch.cat([
             oracle.sequence_logprobs(reference, oracle.tokenizer()(prompt)["input_ids"])
@@ -208,6 +250,7 @@ def test_a_method_reaches_two_moments_at_once(name):
     prompt = torch.arange(2).repeat_interleave(len(both))
     exact = fit(Samples(both.repeat(2, 1), weights, prompt), [(0.5, 0.5), (0.3, 0.3)]).lambdas
     found = measured(session, both @ exact, shared)
+    logged({"method": method, "section": dict(section), "moments": True, **asdict(found)})
     assert found.satisfaction == pytest.approx(0.5, abs=0.02)
     assert found.second == pytest.approx(0.3, abs=0.02)
     assert found.forward_kl <= 0.05

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from rewards.contract import RewardError
 from rlalign.algorithms.ppo import PPORun
 from rlalign.config import ConfigError, from_mapping
-from rlalign.target import Target, declare
+from rlalign.target import Target, declare, shaped
 
 HIT = {"kind": "lexical.contains", "words": ["d a"]}
 RATE = {"kind": "lexical.word_rate", "words": ["c"]}
@@ -109,6 +109,15 @@ def test_a_missing_value_adds_nothing_to_a_weight_and_is_refused_under_a_constra
     assert float(weighted.potential_of(weighted.features(nothing), torch.ones(1).bool())) == 0.0
     with pytest.raises(RewardError, match=r"gave sample 0 no value \(None\), and rewards.rate.mom"):
         target({"rate": RATE | {"moment": 0.4}}).features(nothing)
+
+
+def test_features_are_the_values_that_the_score_weighs():
+    """On tensors as `RewardEntry.shaped` one by one."""
+    options = [{}, {"scale": -2.0}, {"threshold": 0.4}, {"scale": 3.0, "clip": [0.5, 2.0]}]
+    for entry in (target({"rate": RATE | more}).entries[0] for more in options):
+        values = [0.0, 0.3, 0.4, 1.0]
+        found = shaped(torch.tensor(values, dtype=torch.float64), entry)
+        assert found.tolist() == [entry.shaped(value) for value in values]
 
 
 def test_what_is_hard_must_be_0_or_1():
