@@ -111,7 +111,10 @@ def draw_kl(ax: Axes, rows: Rows) -> None:
     x, y = series(rows, "kl/ref")
     _line(ax, x, y, RED)
     _held_out(ax, rows, "eval/kl", "eval/kl_se", RED)
-    ax.set_ylim(bottom=min(0.0, *y.tolist(), 0.0))
+    ends = [
+        r["eval/kl"] - (r.get("eval/kl_se") or 0.0) for r in rows if r.get("eval/kl") is not None
+    ]
+    ax.set_ylim(bottom=min([0.0, *y.tolist(), *ends]))  # an error bar is not cut by the axis
     steps, coef = series(rows, "kl/coef")
     title = "KL to the reference"
     if len(coef) and np.ptp(coef) > 1e-12:
