@@ -39,7 +39,14 @@ def measure(seed: int, overrides: list[str]) -> dict[str, Any]:
         call("launch/ppo.py", *settings)
     found = evaluation(run)
     if found.get("samples") != SAMPLES:
-        call("-m", "rlalign", "eval", str(run), f"--eval.samples={SAMPLES}")
+        call(
+            "-m",
+            "rlalign",
+            "eval",
+            str(run),
+            f"--eval.target_samples={SAMPLES}",
+            "--eval.samples_per_prompt=4",
+        )
         found = evaluation(run)
     times = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     seconds = sum(row.get("time/total", 0.0) for row in times)

@@ -27,10 +27,10 @@ from rlalign.algorithms.ppo import PPORun
 from rlalign.config import load_config, to_flat
 from rlalign.evaluate import evaluate
 from rlalign.files import write_atomically
-from rlalign.measure import load_trained
 from rlalign.metrics import distinct_n, mean_and_se
 from rlalign.report.plots import BLUE, DPI, GRID, INK
 from rlalign.session import Session
+from rlalign.trained import load_trained, settings_for
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "experiments" / "topics.yaml"
@@ -93,8 +93,9 @@ def measured(run: Path) -> tuple[Rows, Rows]:
     files = [run / f"topics-{name}.jsonl" for name in ("reference", "policy")]
     if not all(file.is_file() for file in files):
         config = load_config(PPORun, [f"--eval.samples={SAMPLES}"], run / "config.yaml")
-        with Session(config) as session:
-            load_trained(session.policy, run / "model")
+        model = str(run / "model")
+        with Session(settings_for(model, config)) as session:
+            load_trained(session, model)
             for file, of_reference in zip(files, (True, False), strict=True):
                 if not file.is_file():
                     found = evaluate(session, config.kl.coef, of_reference=of_reference)

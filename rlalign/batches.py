@@ -1,6 +1,6 @@
-"""How an algorithm's batch is cut: into the steps of an update, and into micro-batches."""
+"""How work is cut: into an update's steps, into micro-batches, into an engine's calls."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -32,3 +32,17 @@ def shuffled_parts(
         order = torch.randperm(size, generator=generator).to(device)
         # Not chunk, which makes three parts where 6 rows are asked to become four.
         yield from order.tensor_split(min(parts, size))
+
+
+def shares(available: int, samples: int, least: int) -> tuple[int, int]:
+    """Into how many prompts that many samples go, and how many to each: `least` or more."""
+    prompts = min(max(samples // least, 1), available)
+    return prompts, max(-(-samples // prompts), least)
+
+
+def calls(numbers: Sequence[int], each: int, most: int) -> Iterator[tuple[list[int], int]]:
+    """(prompts, samples to each) of every call of an engine, at most `most` samples at once."""
+    at_once = max(most // each, 1)
+    for start in range(0, len(numbers), at_once):
+        for drawn in range(0, each, most):
+            yield list(numbers[start : start + at_once]), min(most, each - drawn)

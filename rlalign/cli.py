@@ -131,12 +131,17 @@ def rloo(context: typer.Context) -> None:
 )
 def evaluate(
     context: typer.Context,
-    run_or_model: Annotated[str, typer.Argument(help="A run's folder, or a model's.")],
+    run_or_model: Annotated[
+        str, typer.Argument(help="A run's folder, a checkpoint's, a model's, or a hub id.")
+    ],
+    out: Annotated[
+        str | None, typer.Option(help="Folder of the results; by default the one measured.")
+    ] = None,
 ) -> None:
-    """Measure a run or a model: score, rewards, KL to the reference, diversity."""
+    """Measure any run or model against a target: moments, divergences, diversity (docs/eval.md)."""
     from rlalign.measure import main as run
 
-    raise typer.Exit(run([run_or_model, *context.args]))
+    raise typer.Exit(run(run_or_model, context.args, out))
 
 
 @app.command(

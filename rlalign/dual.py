@@ -31,7 +31,7 @@ def moved(
     """
     names = [entry.name for entry in target.entries]
     index = [names.index(entry.name) for entry in target.moments]
-    features = target.features(scored.rewards.cpu())  # (B, R)
+    features = scored.features  # (B, R)
     lambdas = torch.tensor([target.lambdas[e.name] for e in target.moments], dtype=torch.float64)
     log_weights = torch.zeros(len(features), dtype=torch.float64)
     if update == "importance":

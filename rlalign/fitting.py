@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rewards.constraints import shown_moment
 from rewards.trl_style import Logged
+from rlalign.batches import calls, shares
 from rlalign.config import ConfigError
 from rlalign.generation import decode_engine
 from rlalign.moments import Fit, Samples, fit, tilt
@@ -19,6 +20,9 @@ from rlalign.target import Target
 from rlalign.types import Rollout
 
 ENOUGH = 100  # effective samples, below which the errors of lambda are worth a note
+# The same of a single prompt: of 27 prompts with base rates about .03, 64 samples each (8 effective
+# ones) and a wish of .5, a fit delivers .63; 128 (15 effective) .54; base rate .1, 64 (22) .52.
+ENOUGH_A_PROMPT = 20
 
 
 class InfeasibleError(ConfigError):
@@ -112,16 +116,12 @@ def fit_target(session: Session, target: Target) -> tuple[Target, Feasibility]:
 def draw(session: Session, target: Target) -> Drawn:
     """Responses of the reference to some of the training prompts, with the rewards' values."""
     section, ranks = session.config.target, session.ranks
-    per_prompt_count = section.samples_per_prompt
-    prompts = min(max(section.samples // per_prompt_count, 1), len(session.prompts))
-    per_prompt_count = max(-(-section.samples // prompts), per_prompt_count)
+    prompts, each = shares(len(session.prompts), section.samples, section.samples_per_prompt)
     chosen = sorted(scheduled(len(session.prompts), session.config.train.seed, 0, prompts))
     mine = chosen[ranks.rank :: ranks.size]
     # As many rows at once as an iteration has: so no more memory is taken than in training.
     most = max(session.config.train.samples // ranks.size, 1)
-    counts = [min(most, per_prompt_count - i) for i in range(0, per_prompt_count, most)]
-    at_once = max(most // per_prompt_count, 1)
-    parts = [(mine[i : i + at_once], n) for i in range(0, len(mine), at_once) for n in counts]
+    parts = list(calls(mine, each, most))
     drawn = [sample(session, part, n, i) for i, (part, n) in enumerate(parts)]
     rows = ranks.together(
         lambda: [
@@ -267,8 +267,21 @@ def report(target: Target, drawn: Drawn, samples: Samples, found: Fit | None) ->
             f"{ess:.0f} effective samples make a rough fit; it is refined as the policy improves, "
             "and target.samples raises it from the start"
         )
+    if found is not None and (note := too_few_a_prompt(found)):
+        notes.append(note)
     return Feasibility(
         tuple(wishes), len(drawn.features), prompts, ess, prompts - possible, tuple(notes)
+    )
+
+
+def too_few_a_prompt(found: Fit) -> str:
+    """A note where the samples of most prompts hardly show what is wished; empty elsewhere."""
+    median = float(found.ess.median())
+    if median >= ENOUGH_A_PROMPT:
+        return ""
+    return (
+        f"most prompts' samples are worth {median:.0f} of their target or fewer, and under "
+        f"{ENOUGH_A_PROMPT} lambda comes out too far from 0; raise the samples to a prompt"
     )
 
 

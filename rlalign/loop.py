@@ -215,6 +215,7 @@ class _Run:
             world_size=self.session.ranks.size,
             seeds={"train.seed": config.train.seed},
             reward_files=config.reward_files,
+            method=self.trainer.objective.name,
         )
         self.trackers = build_trackers(
             config.trackers, folder, to_flat(config), resolved_yaml(config), self.trainer.iteration

@@ -92,6 +92,7 @@ class RunFolder:
         world_size: int,
         seeds: Mapping[str, int],
         reward_files: Sequence[str | Path] = (),
+        method: str | None = None,
     ) -> None:
         """Write down what began: versions, command, hashes. A resumed run keeps its first start."""
         now = _now()
@@ -103,6 +104,7 @@ class RunFolder:
             {
                 "name": self.name,
                 "status": "running",
+                "method": method,
                 **begun,
                 "ended_at": None,
                 "exit_code": None,

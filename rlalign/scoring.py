@@ -65,6 +65,7 @@ def score_rollout(
     spans = [clipped_spans(sample, section.clip) for sample in output.spans if is_dense]
     token_rewards = place_credit(rollout, score.to(device), spans, tokenizer)
     log_potential = torch.zeros(len(rollout), dtype=torch.float64)
+    features = log_potential.new_zeros(len(rollout), 0)
     if target is not None:
         features = target.features(torch.from_numpy(output.values))
         log_potential = target.potential_of(features, finished, smooth)
@@ -76,6 +77,7 @@ def score_rollout(
         token_rewards=token_rewards,
         ref_logprobs=reference,
         log_potential=log_potential.to(device),
+        features=features,
         failures=dict(output.skipped),
         weights=dict(output.weights),
         logged=logged,
@@ -122,6 +124,7 @@ def score_given(
         token_rewards=place_credit(rollout, score),
         ref_logprobs=reference_logprobs(rollout, policy, budget),
         log_potential=score.double() / beta if beta > 0 else torch.zeros_like(score).double(),
+        features=none.double().cpu(),
         failures={},
     )
 

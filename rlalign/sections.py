@@ -250,6 +250,13 @@ class EvalSection(Section):
         10, description="iterations between evaluations on held-out prompts; 0: never"
     )
     samples: Positive = Field(64, description="responses an evaluation, over all processes")
+    target_samples: Positive = Field(
+        1024,
+        description="responses of policy and reference each that `rlalign eval` draws",
+    )
+    samples_per_prompt: int = Field(
+        64, ge=4, description="of them to one prompt, at least: each prompt is normalised by itself"
+    )
     dtype: Literal["float32", "train"] = Field(
         "float32", description="precision of the yardstick; `train` saves memory and is coarser"
     )

@@ -38,6 +38,7 @@ class Objective(Protocol):
     gather: Gather  # set by the trainer
     warnings: list[str]  # settings that move the optimum away from the target
 
+    name: str  # of its section in the configuration
     title: str  # what a reader calls it
     smooths: bool  # whether what is hard must be possible, however unlikely
     reads_tokens: bool  # whether it matters which token a reward is paid at
@@ -184,7 +185,7 @@ class Trainer:
 
     def _move_target(self, scored: ScoredRollout) -> dict[str, float]:
         """The moments' lambdas after these samples, and what to log of them."""
-        if not self.target.moments or not scored.rewards.shape[1]:
+        if not self.target.moments or not scored.features.shape[1]:
             return {}
         section = self.session.config.target
         if section.update != "none":

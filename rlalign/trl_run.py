@@ -149,8 +149,8 @@ class _Run:
             world_size=self.session.ranks.size,
             seeds={"train.seed": config.train.seed},
             reward_files=config.reward_files,
+            method=self.method,
         )
-        self.folder.write_run_json({"method": self.method})
         self.trackers = build_trackers(
             config.trackers, self.folder, to_flat(config), resolved_yaml(config)
         )

@@ -90,6 +90,8 @@ RULES = (
     same("train.threads", OURS),
     same("eval.every", OURS, "before and after the training, not in between"),
     same("eval.samples", OURS),
+    same("eval.target_samples", OURS, "in `rlalign eval`"),
+    same("eval.samples_per_prompt", OURS, "in `rlalign eval`"),
     same("eval.dtype", OURS),
     *(
         same(f"checkpoint.{name}", NOWHERE, "the finished model is saved, no checkpoint on the way")

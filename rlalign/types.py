@@ -117,6 +117,7 @@ class ScoredRollout:
     token_rewards: Tensor  # (B, T) float32, sums to the score; the KL is not in it
     ref_logprobs: Tensor  # (B, T) float32
     log_potential: Tensor  # (B,) float64 log P_T / reference, up to log Z(x); -inf: it is forbidden
+    features: Tensor  # (B, R) float64 on the CPU: rewards as the target reads them; (B, 0): none
     # samples that a reward with on_error: skip or value failed on, by its name
     failures: Mapping[str, int] = field(default_factory=dict)
     # as they were, of the rewards whose weight is on a schedule

@@ -79,7 +79,7 @@ def passed_on(monkeypatch):
     seen = []
     for name in ("rlalign.ppo", "rlalign.measure"):
         fake = types.ModuleType(name)
-        fake.main = lambda argv, name=name: seen.append((name, argv)) or 3
+        fake.main = lambda *given, name=name: seen.append((name, *given)) or 3
         monkeypatch.setitem(sys.modules, name, fake)
         monkeypatch.setattr(sys.modules["rlalign"], name.split(".")[1], fake, raising=False)
     return seen
@@ -92,8 +92,13 @@ def test_ppo_passes_every_argument_on_and_gives_the_exit_code_back(passed_on):
 
 
 def test_eval_passes_the_run_and_every_argument_on(passed_on):
-    assert main(["eval", "runs/a", "--config", "a.yaml", "--kl.coef=0.2"]) == 3
-    assert passed_on == [("rlalign.measure", ["runs/a", "--config", "a.yaml", "--kl.coef=0.2"])]
+    given = ["--config", "a.yaml", "--kl.coef=0.2"]
+    assert main(["eval", "runs/a", *given]) == 3
+    assert main(["eval", "a/hub-id", *given, "--out", "there"]) == 3
+    assert passed_on == [
+        ("rlalign.measure", "runs/a", given, None),
+        ("rlalign.measure", "a/hub-id", given, "there"),
+    ]
 
 
 def test_a_configuration_error_from_below_ends_with_2(passed_on, monkeypatch, capsys):

@@ -190,7 +190,8 @@ def check_rlalign(arguments):
     elif name in METHODS:
         load_config(METHODS[name].run_model, rest, default="experiments/quickstart.yaml")
     elif name == "eval":
-        load_config(PPORun, rest[1:], default="my_run.yaml")
+        settings = rest[1 : rest.index("--out")] if "--out" in rest else rest[1:]
+        load_config(PPORun, settings, default="my_run.yaml")
     elif "|" in arguments:  # a list of commands, as in `rewards list | show | probe`
         assert {rest[0], *arguments[3::2]} <= set(group("rewards").commands)
     else:
@@ -309,6 +310,6 @@ def test_settings_in_running_text_exist():
         for name in re.findall(r"`(\w+\.\w+)(?:=[^`]*)?`", text):
             section, _, field = name.partition(".")
             is_setting = section in sections - {"rewards"} and name not in rewards.kinds()
-            if is_setting and field not in ("json", "yaml", "py"):
+            if is_setting and field not in ("json", "yaml", "py", "png"):
                 known = PPORun.model_fields[section].annotation.model_fields
                 assert field in known, f"{page.name}: {name}"

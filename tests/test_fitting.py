@@ -126,9 +126,9 @@ def test_lambda_follows_the_policys_mean_once_it_is_near(mean, direction):
     trainer = Trainer(session, PPO(session.config))
     trainer.target = target
     scored = trainer.score(trainer.generate())
-    ones = (torch.arange(len(scored)) < mean * len(scored)).float().unsqueeze(1)
+    ones = (torch.arange(len(scored)) < mean * len(scored)).double().unsqueeze(1)
     now = moved(
-        target, replace(scored, rewards=ones), torch.zeros(len(scored)), "policy", 0.1, same
+        target, replace(scored, features=ones), torch.zeros(len(scored)), "policy", 0.1, same
     )
     change = now.lambdas["hit"] - target.lambdas["hit"]
     assert math.copysign(1, change) * (change != 0) == direction

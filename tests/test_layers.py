@@ -43,7 +43,14 @@ LAYERS = [
     {"session", "fitting"},
     {"dual"},
     {"exits", "trainer", "estimate", "machine"},
-    {"evaluate", "saving"}
+    {"evaluate", "saving", "trained"}
+    | {
+        f"yardstick.{name}"
+        for name in (
+            *("evidence", "estimators", "log_z", "diversity"),
+            *("drawing", "measured", "numbers"),
+        )
+    }
     | {
         f"report.{name}"
         for name in (
@@ -51,6 +58,8 @@ LAYERS = [
             "live",
             "card",
             "plots",
+            "yardstick_picture",
+            "yardstick_table",
             "configuration_page",
             "rewards_page",
             "rewards_notes",

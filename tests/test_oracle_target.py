@@ -119,15 +119,16 @@ def on_the_sparse_target(
     iterations: int = 1500,
     coef: float = 1.0,
     rewards: Mapping[str, Any] = SPARSE,
+    norm: float = 1.0,
 ) -> Found:
-    # The first rare successes have large gradients, which cost modes (experiments/LOG.md).
-    norm = 0.1 if section.get("lr", 0) < 3e-3 and method != "ppo" else 1.0
     session = session_of(method, rewards, seed, iterations, section, coef, norm)
     trainer, seconds = trained(method, session)
     phrase = features()[0]
     found = measured(session, phrase.log(), phrase)
     found = Found(**{**asdict(found), "samples": trainer.samples, "seconds": seconds})
-    logged({"method": method, "section": dict(section), "seed": seed, **asdict(found)})
+    logged(
+        {"method": method, "section": dict(section), "norm": norm, "seed": seed, **asdict(found)}
+    )
     return found
 
 
@@ -152,20 +153,24 @@ def test_dpg_goes_most_of_the_way_in_a_hundred_iterations():
     assert found.forward_kl < 0.6 and found.satisfaction > 0.85
 
 
-LIMITS = {  # name: method, its section, nats
-    "forward KL": ("dpg", {"divergence": "forward_kl", "lr": 3e-3}, 0.01),
+# name: method, its section, optim.max_grad_norm, nats. A faster rate loses modes of the target to
+# the first rare successes in one seed of three (experiments/LOG.md).
+LIMITS = {
+    "forward KL": ("dpg", {"divergence": "forward_kl", "lr": 2e-3}, 1.0, 0.01),
     "forward KL, off-policy": (
         "dpg",
-        {"divergence": "forward_kl", "lr": 3e-3, "proposal": "best"},
+        {"divergence": "forward_kl", "lr": 2e-3, "proposal": "best"},
+        1.0,
         0.015,
     ),
-    "Jensen-Shannon": ("dpg", {"divergence": "js", "lr": 1e-3}, 0.015),
-    "reverse KL": ("dpg", {"divergence": "reverse_kl", "lr": 1e-3}, 0.03),
-    "RLOO": ("reinforce", {"lr": 1e-3}, 0.05),
+    "Jensen-Shannon": ("dpg", {"divergence": "js", "lr": 1e-3}, 1.0, 0.015),
+    "reverse KL": ("dpg", {"divergence": "reverse_kl", "lr": 1e-3}, 0.1, 0.03),
+    "RLOO": ("reinforce", {"lr": 1e-3}, 0.1, 0.05),
     "PPO": (
         "ppo",
         {"lr": 1e-3, "value_lr": 1e-2, "epochs": 1, "minibatches": 2, "gae_lambda": 1.0,
          "value_clip": None},
+        1.0,
         0.05,
     ),
 }  # fmt: skip
@@ -175,8 +180,8 @@ LIMITS = {  # name: method, its section, nats
 @pytest.mark.parametrize("name", LIMITS)
 def test_a_method_reaches_the_sparse_target(name):
     """Median of three seeds, 384,000 samples each."""
-    method, section, limit = LIMITS[name]
-    found = [on_the_sparse_target(method, seed, section) for seed in SEEDS]
+    method, section, norm, limit = LIMITS[name]
+    found = [on_the_sparse_target(method, seed, section, norm=norm) for seed in SEEDS]
     assert max(each.samples for each in found) <= 400_000
     assert statistics.median(each.forward_kl for each in found) <= limit
     assert statistics.median(each.satisfaction for each in found) >= 0.99
@@ -236,8 +241,8 @@ def test_without_a_price_on_the_kl_reinforce_collapses():
 @pytest.mark.prove
 @pytest.mark.parametrize("name", ["forward KL", "Jensen-Shannon", "reverse KL", "RLOO", "PPO"])
 def test_a_method_reaches_two_moments_at_once(name):
-    method, section, _ = LIMITS[name]
-    session = session_of(method, SHARES, 0, 1500, section)
+    method, section, norm, _ = LIMITS[name]
+    session = session_of(method, SHARES, 0, 1500, section, norm=norm)
     trained(method, session)
     _, begins, shared = features()
     # The exact lambdas: by the same fit, on all sequences with their probabilities.

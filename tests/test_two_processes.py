@@ -55,6 +55,7 @@ def joined(parts: list[ScoredRollout]) -> ScoredRollout:
     prompts = [rollout.prompts for rollout in rollouts]
     return ScoredRollout(
         log_potential=torch.cat([part.log_potential for part in parts]),
+        features=torch.cat([part.features for part in parts]),
         rollout=Rollout(
             prompts=PromptBatch(
                 left([p.prompt_ids for p in prompts]),

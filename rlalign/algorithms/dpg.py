@@ -89,7 +89,7 @@ class DPGBatch:
 class DPG:
     """Minimises D_f(policy || P_T), averaged over prompts."""
 
-    title = "the distributional policy gradient"
+    name, title = "dpg", "the distributional policy gradient"
     reads_tokens = False
 
     def __init__(self, config: DPGRun) -> None:

@@ -114,7 +114,7 @@ class PPOBatch:
 class PPO:
     """Maximises E[score] - beta KL(policy | reference) by clipped policy gradients and a critic."""
 
-    title = "PPO"
+    name, title = "ppo", "PPO"
     reads_tokens = True
 
     def __init__(self, config: PPORun) -> None:

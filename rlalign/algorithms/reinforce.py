@@ -69,7 +69,7 @@ class ReinforceBatch:
 class Reinforce:
     """Maximises E[score] - beta KL(policy | reference) by plain policy gradients."""
 
-    title = "REINFORCE"
+    name, title = "reinforce", "REINFORCE"
     smooths = True
     reads_tokens = False
 

@@ -43,18 +43,18 @@ def draw_plots(metrics_jsonl: Path, out: Path) -> list[Path]:
         if len(series(rows, keys[name])[0]):
             figure = Figure(figsize=(7, 4.2), layout="constrained")
             draw(figure.add_subplot(), rows)
-            written.append(_save(figure, out / f"{name}.png"))
+            written.append(save(figure, out / f"{name}.png"))
     if rewards:
-        written.append(_save(_rewards_figure(rows, rewards), out / "rewards.png"))
+        written.append(save(_rewards_figure(rows, rewards), out / "rewards.png"))
     if len(series(rows, "tokens_per_second")[0]):
         figure = Figure(figsize=(7, 6), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True)
         draw_speed(upper, rows)
         draw_phases(lower, rows)
         upper.set_xlabel("")
-        written.append(_save(figure, out / "speed.png"))
+        written.append(save(figure, out / "speed.png"))
     if written:
-        written.append(_save(_overview(rows, rewards), out / "overview.png"))
+        written.append(save(_overview(rows, rewards), out / "overview.png"))
     return written
 
 
@@ -123,7 +123,7 @@ def draw_kl(ax: Axes, rows: Rows) -> None:
         right.set_ylabel("coefficient β (dashed)", color="#777777")
         right.tick_params(colors="#777777", length=0)
         right.set_ylim(0, float(coef.max()) * 1.1)
-        _clear_spines(right)
+        clear_spines(right)
         ax.plot([], [], color="#777777", lw=1.2, ls="--", label="coefficient β, right")
     elif len(coef):
         title += f", β = {coef[-1]:.3g}"
@@ -284,10 +284,10 @@ def _dress(ax: Axes, title: str, ylabel: str) -> None:
     ax.set_axisbelow(True)
     ax.tick_params(colors=INK, length=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
-    _clear_spines(ax)
+    clear_spines(ax)
 
 
-def _clear_spines(ax: Axes) -> None:
+def clear_spines(ax: Axes) -> None:
     for side in ("top", "right", "left"):
         ax.spines[side].set_visible(False)
     ax.spines["bottom"].set_color("#999999")
@@ -302,7 +302,7 @@ def _short(name: str, width: int = 12) -> str:
     return name if len(name) <= width else name[: width - 1] + "…"
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
     FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         # Said of a first pass of the layout over two axes; the picture that comes out is right.
