@@ -14,14 +14,14 @@ LENGTH = 4
 PROMPT = "c b"
 
 
-def every_response() -> Rollout:
-    """The 781 responses to one prompt: up to three letters and EOS, or four letters."""
+def every_response(length: int = LENGTH) -> Rollout:
+    """The responses to one prompt of fewer letters and EOS, or that many: 781 of length 4."""
     letters = [
-        pick for n in range(LENGTH + 1) for pick in itertools.product(oracle.LETTERS, repeat=n)
+        pick for n in range(length + 1) for pick in itertools.product(oracle.LETTERS, repeat=n)
     ]
     texts = [" ".join(pick) for pick in letters]
     return builders.rollout(
-        texts, prompts=[PROMPT] * len(texts), finished=[len(pick) < LENGTH for pick in letters]
+        texts, prompts=[PROMPT] * len(texts), finished=[len(pick) < length for pick in letters]
     )
 
 

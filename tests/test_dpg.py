@@ -43,19 +43,19 @@ def policy():
     return made
 
 
-def log_of(policy: Policy) -> torch.Tensor:
+def log_of(policy: Policy, rollout=ROLLOUT) -> torch.Tensor:
     """(S,) float64 of every response."""
-    return token_logprobs(policy, ROLLOUT).double().sum(1)
+    return token_logprobs(policy, rollout).double().sum(1)
 
 
-def log_target(policy: Policy) -> torch.Tensor:
+def log_target(policy: Policy, rollout=ROLLOUT, potential=POTENTIAL) -> torch.Tensor:
     with policy.reference() as reference:
-        return (log_of(reference) + POTENTIAL).log_softmax(0)
+        return (log_of(reference, rollout) + potential).log_softmax(0)
 
 
 def expected(objective, policy: Policy, batch, draws: torch.Tensor) -> torch.Tensor:
     """The gradient of the loss in expectation: each response's share weighed by its probability."""
-    logprobs = token_logprobs(policy, ROLLOUT)
+    logprobs = token_logprobs(policy, batch.rollout)
     leaf = logprobs.detach().requires_grad_()
     out = {"logprobs": leaf, "values": torch.zeros_like(leaf)}
     loss = objective.loss(lambda *_: out, batch, Norm(1.0, 1.0)).loss
@@ -63,10 +63,13 @@ def expected(objective, policy: Policy, batch, draws: torch.Tensor) -> torch.Ten
     return gradient(policy, (draws.unsqueeze(1) * by_token * logprobs).sum())
 
 
-def exact(policy: Policy, name: str, alpha: float) -> torch.Tensor:
+def exact(
+    policy: Policy, name: str, alpha: float, rollout=ROLLOUT, potential=POTENTIAL
+) -> torch.Tensor:
     """The gradient of the divergence itself, by autograd."""
-    log_p, log_pi = log_target(policy).detach(), log_of(policy)
-    uniform = torch.full_like(log_pi, -math.log(SIZE))
+    log_p = log_target(policy, rollout, potential).detach()
+    log_pi = log_of(policy, rollout)
+    uniform = torch.full_like(log_pi, -math.log(len(rollout)))
     value = divergence(name, alpha).integrand(log_p - uniform, log_pi - uniform).mean()
     return gradient(policy, value)
 
@@ -87,6 +90,34 @@ def test_the_expected_gradient_is_that_of_the_divergence(policy, name, is_off_po
     batch = DPGBatch(ROLLOUT, proposal, target, held)
     ours = expected(objective, policy, batch, proposal.exp())
     assert distance(ours, exact(policy, name, 0.3)) < 1e-4
+
+
+SPARSE, SHARES = "sparse", "distributional"
+
+
+@pytest.mark.parametrize("name", [*DIVERGENCES, "alpha"])
+@pytest.mark.parametrize("kind", [SPARSE, SHARES])
+@pytest.mark.parametrize(("length", "hidden"), [(1, 16), (2, 64), (3, 32), (5, 32)])
+def test_the_gradient_is_exact_at_every_size(name, kind, length, hidden):
+    """Off-policy, toward what is hard (smoothed where it must be) and toward two moments."""
+    rollout = every_response(length)
+    objective = DPG(settings(dpg={"divergence": name, "alpha": 0.3}))
+    policy, other = (Policy(oracle.language_model(seed=length, hidden=hidden)) for _ in range(2))
+    stir(policy)
+    stir(other, seed=7)
+    allowed = torch.tensor(["d" in text for text in rollout.texts])
+    forbidden = math.log(1e-4) if objective.smooths else -math.inf
+    potential = torch.where(allowed, 0.0, forbidden).double()
+    if kind == SHARES:
+        begins = torch.tensor([text.startswith("b") for text in rollout.texts])
+        potential = 2.0 * allowed.double() - 0.7 * begins.double()
+    with torch.no_grad():
+        target, proposal = log_target(policy, rollout, potential), log_of(other, rollout)
+    batch = DPGBatch(rollout, proposal, target, torch.zeros(len(rollout), dtype=torch.float64))
+    ours = expected(objective, policy, batch, proposal.exp())
+    # Autograd of 0 times infinity is nan: what is forbidden has e^-80 for the alpha-divergence.
+    finite = potential.clamp(min=-80.0) if name == "alpha" else potential
+    assert distance(ours, exact(policy, name, 0.3, rollout, finite)) < 1e-4
 
 
 def test_a_kl_beside_the_target_would_have_another_gradient(policy):
