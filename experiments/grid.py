@@ -4,12 +4,13 @@
     python experiments/grid.py --only word_all --seeds 0 1 --jobs 2
     python experiments/grid.py --table                # the tables of experiments/RESULTS.md
 
-A run goes to runs/grid/TARGET/METHOD-SEED, is measured by `rlalign eval` against the target of its
-file, and is not repeated once `eval.json` is there. `runs/grid/times.jsonl` has every process's
-seconds.
+A run goes to runs/grid/TARGET/METHOD-SEED and is measured by `rlalign eval` against the target of
+its file. Its numbers then stand as a line in experiments/results/grid.jsonl, and it is not repeated
+as long as its settings are the same.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -17,13 +18,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = ROOT / "runs" / "grid"
+ROWS = ROOT / "experiments" / "results" / "grid.jsonl"
 SEEDS = (0, 1, 2, 3, 4)
 # What is done without a price on the KL: the reward alone, from which no target follows.
 BARE = ("--kl.coef=0", "--rewards.queen.hard=false", "--rewards.queen.weight=1")
@@ -37,13 +39,13 @@ METHODS: dict[str, tuple[str, ...]] = {
     "ppo": ("ppo",),
     "reinforce": ("reinforce", "--reinforce.baseline=none", *BARE),
 }
-FOUR = ("kl-dpg", "js-dpg", "rloo", "ppo")
+THREE = ("js-dpg", "rloo", "ppo")
 GRID = {
     "word_all": tuple(METHODS),
-    "list_all": FOUR,
-    "word_half": FOUR,
-    "shares": FOUR,
-    "hard_and_moment": FOUR,
+    "list_all": THREE,
+    "word_half": THREE,
+    "shares": THREE,
+    "hard_and_moment": THREE,
 }
 Job = tuple[str, str, int]  # target, method, seed
 DISTANCES = {
@@ -52,6 +54,7 @@ DISTANCES = {
     "js": "JS",
     "tv": "TV",
 }
+TEXTS = {"distinct_2": "distinct-2", "self_bleu_5_words": "self-BLEU-5"}
 
 
 def main() -> int:
@@ -71,7 +74,7 @@ def main() -> int:
             return 1
     for target in given.only:
         print(table(target, [job for job in jobs if job[0] == target]))
-    print(f"\n{hours():.2f} hours of one core in all")
+    print(f"\n{sum(row['seconds'] for row in rows()) / 3600:.2f} hours of one core in all")
     return 0
 
 
@@ -88,51 +91,87 @@ def arguments() -> argparse.Namespace:
 # -- running ---------------------------------------------------------------------------------------
 
 
-def folder(job: Job) -> Path:
-    target, method, seed = job
-    return PLACE / target / f"{method}-{seed}"
-
-
 def done(job: Job) -> int:
     """Train and measure, unless that was done; the exit code."""
     target, method, seed = job
-    run = folder(job)
-    if (run / "eval.json").is_file():
+    key = settings_hash(job)
+    if any(row["job"] == list(job) and row["settings"] == key for row in rows()):
         return 0
+    run = PLACE / target / f"{method}-{seed}-{key[:8]}"
     config = f"--config=experiments/grid/{target}.yaml"
     if not (run / "model").is_dir():
-        command, *settings = METHODS[method]
         place = [f"--run.dir={run.parent}", f"--run.name={run.name}", "--run.resume=auto"]
-        if code := timed(job, command, config, f"--train.seed={seed}", *place, *settings):
+        if code := called(run, *command(job), *place):
             return code
     # One seed for all: the same prompts, and the reference's responses are the same ones.
-    return timed(job, "eval", str(run), config)
+    if code := called(run, "eval", str(run), config):
+        return code
+    keep(job, key, run)
+    return 0
 
 
-def timed(job: Job, *arguments: str) -> int:
-    """Run a command of rlalign with one thread; its seconds are added to times.jsonl."""
-    run = folder(job)
+def command(job: Job) -> list[str]:
+    target, method, seed = job
+    name, *settings = METHODS[method]
+    return [name, f"--config=experiments/grid/{target}.yaml", f"--train.seed={seed}", *settings]
+
+
+def settings_hash(job: Job) -> str:
+    """sha256 of the command and of the file that it names."""
+    text = (ROOT / "experiments" / "grid" / f"{job[0]}.yaml").read_text(encoding="utf-8")
+    told = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+    return hashlib.sha256(json.dumps([command(job), told]).encode()).hexdigest()
+
+
+def called(run: Path, *arguments: str) -> int:
+    """Run a command of rlalign with one thread; its seconds are added to those of the run."""
     run.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    with run.with_suffix(".log").open("a") as log:
+    with Path(f"{run}.log").open("a") as log:
         code = subprocess.run(
             [sys.executable, "-m", "rlalign", *arguments],
             cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         ).returncode  # fmt: skip
-    row = {"job": job, "command": arguments[0], "s": round(time.perf_counter() - start, 1)}
-    with (PLACE / "times.jsonl").open("a") as times:
-        times.write(json.dumps(row | {"exit_code": code}) + "\n")
-    print(
-        f"{' '.join(map(str, job))}: {arguments[0]} in {row['s']} s, exit code {code}", flush=True
-    )
+    seconds = round(time.perf_counter() - start, 1)
+    with Path(f"{run}.seconds").open("a") as times:
+        times.write(f"{arguments[0]} {seconds} {code}\n")
+    print(f"{run.parent.name} {run.name}: {arguments[0]} in {seconds} s, exit {code}", flush=True)
     return code
 
 
-def hours() -> float:
-    file = PLACE / "times.jsonl"
-    lines = file.read_text().splitlines() if file.is_file() else []
-    return sum(json.loads(line)["s"] for line in lines) / 3600
+def keep(job: Job, key: str, run: Path) -> None:
+    """A line of experiments/results/grid.jsonl: what the tables and later readers need."""
+    found = json.loads((run / "eval.json").read_text(encoding="utf-8"))
+    seconds = [line.split() for line in Path(f"{run}.seconds").read_text().splitlines()]
+    row = {
+        "job": list(job),
+        "settings": key,
+        "seconds": sum(float(each) for _, each, _ in seconds),
+        "features": {
+            name: {of: feature[of]["value"] for of in ("reference", "policy", "target")}
+            for name, feature in found["features"].items()
+        },
+        "to_target": {
+            name: {of: [each["value"], each["se"]] for of, each in both.items()}
+            for name, both in found["to_target"].items()
+        },
+        "to_reference": {name: each["value"] for name, each in found["to_reference"].items()},
+        "ess": found["support"]["ess"],
+        "pareto_k": found["support"]["pareto_k"],
+        "refusal": found["support"]["refusal"],
+        "lambdas": found["target"]["lambdas"],
+        "texts": found["texts"],
+    }
+    ROWS.parent.mkdir(exist_ok=True)
+    with ROWS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def rows() -> list[dict[str, Any]]:
+    """Every kept line."""
+    lines = ROWS.read_text(encoding="utf-8").splitlines() if ROWS.is_file() else []
+    return [json.loads(line) for line in lines]
 
 
 # -- the tables ------------------------------------------------------------------------------------
@@ -140,41 +179,37 @@ def hours() -> float:
 
 def table(target: str, jobs: Sequence[Job]) -> str:
     """A row a method: mean over seeds ± its standard error."""
-    found = [(job, json.loads((folder(job) / "eval.json").read_text()))
-             for job in jobs if (folder(job) / "eval.json").is_file()]  # fmt: skip
+    wanted = {(*job, settings_hash(job)) for job in jobs}
+    found = [row for row in rows() if (*row["job"], row["settings"]) in wanted]
     if not found:
         return f"\n{target}: nothing is measured yet"
-    features = list(found[0][1]["features"])
-    titles = [target, "seeds", *features, *DISTANCES.values(), "KL(π‖a)", "distinct-2", "self-BLEU"]
-    lines = [titles, ["---"] * len(titles), reference_row(found[0][1], features)]
+    features = list(found[0]["features"])
+    titles = [target, "seeds", *features, *DISTANCES.values(), "KL(π‖a)", *TEXTS.values()]
+    lines = [titles, ["---"] * len(titles), reference_cells(found[0])]
     for method in dict.fromkeys(method for _, method, _ in jobs):
-        some = [content for (_, own, _), content in found if own == method]
-        if some:
-            lines.append([method, str(len(some)), *cells(some, features)])
+        if some := [row for row in found if row["job"][1] == method]:
+            lines.append([method, str(len(some)), *cells(some)])
     return "\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def cells(found: Sequence[dict[str, Any]], features: Iterable[str]) -> list[str]:
-    return [
-        *(over_seeds([each["features"][f]["policy"]["value"] for each in found]) for f in features),
-        *(
-            over_seeds([each["to_target"][d]["policy"]["value"] for each in found])
-            for d in DISTANCES
-        ),
-        over_seeds([each["to_reference"]["kl_policy_reference"]["value"] for each in found]),
-        over_seeds([each["texts"]["policy"]["distinct_2"] for each in found]),
-        over_seeds([each["texts"]["policy"]["self_bleu_5_words"] for each in found]),
+def cells(found: Sequence[dict[str, Any]]) -> list[str]:
+    columns = [
+        *([row["features"][name]["policy"] for row in found] for name in found[0]["features"]),
+        *([row["to_target"][name]["policy"][0] for row in found] for name in DISTANCES),
+        [row["to_reference"]["kl_policy_reference"] for row in found],
+        *([row["texts"]["policy"][name] for row in found] for name in TEXTS),
     ]
+    return [over_seeds(column) for column in columns]
 
 
-def reference_row(content: dict[str, Any], features: Iterable[str]) -> list[str]:
-    texts = content["texts"]["reference"]
-    return [
-        "reference", "",
-        *(f"{content['features'][f]['reference']['value']:.3f}" for f in features),
-        *(number(content["to_target"][d]["reference"]["value"]) for d in DISTANCES),
-        "0", f"{texts['distinct_2']:.3f}", f"{texts['self_bleu_5_words']:.3f}",
-    ]  # fmt: skip
+def reference_cells(row: dict[str, Any]) -> list[str]:
+    numbers = [
+        *(each["reference"] for each in row["features"].values()),
+        *(row["to_target"][name]["reference"][0] for name in DISTANCES),
+        0.0,
+        *(row["texts"]["reference"][name] for name in TEXTS),
+    ]
+    return ["reference", "", *(over_seeds([value]) for value in numbers)]
 
 
 def over_seeds(values: Sequence[float | None]) -> str:
@@ -182,14 +217,11 @@ def over_seeds(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "refused"
-    error = statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else math.nan
-    shown = f"{statistics.fmean(known):.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
+    shown = f"{statistics.fmean(known):.3f}"
+    if len(known) > 1:
+        shown += f" ± {statistics.stdev(known) / math.sqrt(len(known)):.3f}"
     missing = len(values) - len(known)
     return shown + (f" ({missing} refused)" if missing else "")
-
-
-def number(value: float | None) -> str:
-    return "refused" if value is None else f"{value:.3f}"
 
 
 if __name__ == "__main__":
