@@ -22,20 +22,25 @@ BUDGET = one_update.SECTIONS["optim"]["micro_batch_tokens"]
 def ranks(tmp_path_factory) -> dict[str, list[dict]]:
     """What each of two processes saw and learnt, by model."""
     folder = tmp_path_factory.mktemp("two")
+    launched("one_update.py", folder)
+    return {
+        name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in range(2)]
+        for name in one_update.MODELS
+    }
+
+
+def launched(script: str, folder: Path) -> None:
+    """Run a script of the tests in two processes."""
     config = ROOT / "launch" / "accelerate" / "cpu2.yaml"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     done = subprocess.run(
-        [*command, str(ROOT / "tests" / "one_update.py"), str(folder)],
+        [*command, str(ROOT / "tests" / script), str(folder)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=180,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return {
-        name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in range(2)]
-        for name in one_update.MODELS
-    }
 
 
 def joined(parts: list[ScoredRollout]) -> ScoredRollout:
@@ -68,7 +73,8 @@ def joined(parts: list[ScoredRollout]) -> ScoredRollout:
             action_mask=right([r.action_mask for r in rollouts]),
             logprobs=right([r.logprobs for r in rollouts]),
             finished=torch.cat([r.finished for r in rollouts]),
-            group=torch.cat([r.group for r in rollouts]),
+            # Each rank counts its own prompts from 0.
+            group=torch.cat([r.group + 1000 * i for i, r in enumerate(rollouts)]),
             policy_step=0,
             texts=[text for r in rollouts for text in r.texts],
         ),
