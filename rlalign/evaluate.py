@@ -1,7 +1,8 @@
 """The yardstick: a policy's score, KL and diversity on held-out prompts, in float32."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -74,6 +75,25 @@ def _measure(session: Session, policy: Policy, kl_coef: float, target: Target | 
     rows = ranks.gather(sample_rows(session.reward_set, scored, kl))
     stats = summarise(rows, session.reward_set.names, kl_coef)
     return Evaluation(stats, rows, session.evaluates_on_held_out)
+
+
+def rescored(evaluation: Evaluation, target: Target, kl_coef: float) -> Evaluation:
+    """The same samples with the scores that they have under this target.
+
+    The lambdas of moments move while a policy learns: two evaluations compare under one target.
+    """
+    names = [entry.name for entry in target.entries]
+    values = torch.tensor(
+        [[math.nan if row["rewards"][n] is None else row["rewards"][n] for n in names]
+         for row in evaluation.rows], dtype=torch.float64,
+    )  # fmt: skip
+    finished = torch.tensor([row["finished"] for row in evaluation.rows])
+    priced = replace(target, beta=kl_coef)
+    scores = kl_coef * priced.potential_of(target.features(values), finished, smooth=True)
+    rows = [
+        {**row, "score": score} for row, score in zip(evaluation.rows, scores.tolist(), strict=True)
+    ]
+    return Evaluation(summarise(rows, names, kl_coef), rows, evaluation.is_held_out)
 
 
 def sample_rows(reward_set: RewardSet, scored: ScoredRollout, kl: Tensor) -> list[dict[str, Any]]:

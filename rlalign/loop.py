@@ -20,7 +20,7 @@ from rlalign.checkpoint import (
     save_checkpoint,
 )
 from rlalign.config import changed_settings, resolved_yaml, to_flat
-from rlalign.evaluate import Evaluation, evaluate, sample_rows
+from rlalign.evaluate import Evaluation, evaluate, rescored, sample_rows
 from rlalign.exits import AuditStop, Preempted, exit_code
 from rlalign.metrics import peak_memory_mb
 from rlalign.redact import redact_text
@@ -170,6 +170,8 @@ class _Run:
         warned = [str(each) for each in self.audit.warned]
         if config.eval.every and self.after is None:
             self.after = self._measured()  # resumed at its end
+        if self.before is not None and self.trainer.target.moments:
+            self.before = rescored(self.before, self.trainer.target, self.coef)
         self.session.ranks.wait()
         if self.is_main:
             save_model(self.session, folder.model)
@@ -258,6 +260,8 @@ class _Run:
     def _save_if_due(self, evaluation: Evaluation | None, is_last: bool) -> None:
         config, iteration = self.session.config, self.trainer.iteration
         metric = config.checkpoint.best
+        if self.trainer.target.moments and metric in ("eval/score", "eval/objective"):
+            metric = None  # lambdas move, so scores of two evaluations are of two targets
         value = evaluation.stats.get(metric) if evaluation and metric else None
         if evaluation and metric and value is None and self.is_main:
             logger.warning(

@@ -11,6 +11,7 @@ from rlalign.algorithms.dpg import DPG, DPGRun
 from rlalign.algorithms.ppo import PPO, PPORun
 from rlalign.config import from_mapping
 from rlalign.dual import change_of_log_z, moved
+from rlalign.evaluate import evaluate, rescored
 from rlalign.fitting import InfeasibleError, fit_target
 from rlalign.partition import same
 from rlalign.session import Session
@@ -158,3 +159,18 @@ def test_the_score_holds_the_moment_at_the_price_of_a_nat():
     expected = 0.3 * trainer.target.lambdas["hit"] * scored.rewards[:, 0]
     assert torch.allclose(scored.score, expected.float())
     assert torch.allclose(scored.log_potential, scored.score.double() / 0.3, atol=1e-6)
+
+
+def test_a_rescored_evaluation_is_that_under_the_other_target():
+    rewards = {"hit": HIT | {"moment": 0.5}, "begins": BEGINS | {"weight": 0.7}}
+    session = session_of(rewards, eval={"samples": 32, "every": 0})
+    first = session.target.fitted({"hit": 1.0}, {})
+    second = session.target.fitted({"hit": 2.5}, {})
+    before = evaluate(session, 0.5, first)
+    wanted = evaluate(session, 0.5, second)
+    assert before.stats["eval/score"] != pytest.approx(wanted.stats["eval/score"])
+    found = rescored(before, second, 0.5)
+    assert found.stats == pytest.approx(wanted.stats, rel=1e-5)
+    assert [row["score"] for row in found.rows] == pytest.approx(
+        [row["score"] for row in wanted.rows], rel=1e-5
+    )
