@@ -1,4 +1,4 @@
-"""Every target of experiments/grid by several methods and seeds, on the smallest real model.
+"""Every target of experiments/grid by several methods and seeds, most on the smallest real model.
 
     python experiments/grid.py                        # what is not done yet; can be cut off at will
     python experiments/grid.py --only word_all --seeds 0 1 --jobs 2
@@ -38,6 +38,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "rloo": ("reinforce",),
     "ppo": ("ppo",),
     "reinforce": ("reinforce", "--reinforce.baseline=none", *BARE),
+    "exact-samples": ("experiments/exact_samples.py",),
 }
 THREE = ("js-dpg", "rloo", "ppo")
 GRID = {
@@ -46,7 +47,10 @@ GRID = {
     "word_half": THREE,
     "shares": THREE,
     "hard_and_moment": THREE,
+    "biographies": THREE,
+    "space_words": THREE,
 }
+LARGE = ("biographies", "space_words")  # SmolLM2-135M: every core there is, one seed
 Job = tuple[str, str, int]  # target, method, seed
 DISTANCES = {
     "forward_kl": "KL(P_T‖π)",
@@ -63,6 +67,7 @@ def main() -> int:
         (target, method, seed)
         for seed in given.seeds  # every method has one seed before any has two
         for target in given.only
+        if target not in LARGE or seed == SEEDS[0]
         for method in GRID[target]
         if method in given.methods
     ]
@@ -83,7 +88,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=list(GRID), choices=list(GRID))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once, of one thread each")
+    parser.add_argument("--jobs", type=int, default=1, help="runs of the small model at once")
     parser.add_argument("--table", action="store_true", help="print what is there; run nothing")
     return parser.parse_args()
 
@@ -124,14 +129,15 @@ def settings_hash(job: Job) -> str:
 
 
 def called(run: Path, *arguments: str) -> int:
-    """Run a command of rlalign with one thread; its seconds are added to those of the run."""
+    """Run a command of rlalign, or a script; its seconds are added to those of the run."""
+    is_script = arguments[0].endswith(".py")
     run.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with Path(f"{run}.log").open("a") as log:
         code = subprocess.run(
-            [sys.executable, "-m", "rlalign", *arguments],
+            [sys.executable, *([] if is_script else ["-m", "rlalign"]), *arguments],
             cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ} | ({} if run.parent.name in LARGE else {"OMP_NUM_THREADS": "1"}),
         ).returncode  # fmt: skip
     seconds = round(time.perf_counter() - start, 1)
     with Path(f"{run}.seconds").open("a") as times:
