@@ -43,7 +43,7 @@ ADVICE: dict[WarningName, str] = {
     "length-runs": "bound the length by structure.word_count, or clip what pays for it",
     "repeated-phrase": "clip the reward that the phrase pleases, or raise kl.coef",
     "same-opening": "clip the reward that the opening pleases, or raise kl.coef",
-    "duplicates": "raise kl.coef, lower ppo.lr, or add structure.repetition",
+    "duplicates": "raise kl.coef, lower the learning rate, or add structure.repetition",
     "collapsed-diversity": "raise kl.coef, or add lexical.diversity",
     "traded-away": "raise its weight, or join the two by combine.min",
     "judge-disagrees": "read the top outputs in samples.jsonl; clip what they please",

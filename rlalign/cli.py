@@ -144,6 +144,17 @@ def evaluate(
     raise typer.Exit(run(run_or_model, context.args, out))
 
 
+@app.command(epilog="Example: rlalign compare runs/dpg runs/ppo --out compare.html")
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Folders that `rlalign eval` has measured.")],
+    out: Annotated[str, typer.Option(help="The page that is written.")] = "compare.html",
+) -> None:
+    """Put measured runs side by side on one page: distances, frontier, samples, what was lost."""
+    from rlalign.compare import main as run
+
+    raise typer.Exit(run(runs, out))
+
+
 @app.command(
     context_settings=PASS_ON,
     epilog="Example: rlalign doctor --config experiments/quickstart.yaml --model.lora=null",

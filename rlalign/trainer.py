@@ -278,7 +278,7 @@ class Trainer:
             if self.skipped_in_a_row >= MAX_SKIPPED:
                 raise DivergedError(
                     f"{MAX_SKIPPED} optimiser steps in a row had a gradient that is not finite; "
-                    "lower ppo.lr, or look for a reward with extreme values"
+                    f"lower {self.objective.name}.lr, or look for a reward with extreme values"
                 )
         self.optimizer.zero_grad(set_to_none=True)
         return {

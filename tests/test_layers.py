@@ -59,6 +59,8 @@ LAYERS = [
             "card",
             "plots",
             "yardstick_picture",
+            "compare_page",
+            "compare_pictures",
             "yardstick_table",
             "configuration_page",
             "rewards_page",
@@ -76,7 +78,17 @@ LAYERS = [
     {"trl_rewards", "trl_settings", "trl_record"},
     {"demand", "probe_time"},
     {"methods", "run_method", "dpg", "reinforce"}
-    | {"api", "ppo", "reward_model", "measure", "reward_tools", "trl_run", "doctor", "cli"}
+    | {
+        "api",
+        "ppo",
+        "reward_model",
+        "measure",
+        "compare",
+        "reward_tools",
+        "trl_run",
+        "doctor",
+        "cli",
+    }
     | {"__main__", "__init__"},
 ]
 FILES = sorted([*(ROOT / "rlalign").rglob("*.py"), *(ROOT / "rewards").rglob("*.py")])

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import builders
@@ -61,14 +62,14 @@ def session_of(
     iterations: int,
     section: Mapping[str, Any],
     coef: float = 1.0,
-    norm: float = 1.0,
+    optim: Mapping[str, Any] = MappingProxyType({}),
     spread: float = 0.05,
 ) -> Session:
     settings = oracle.config(
         rewards=rewards,
         sampling={"max_new_tokens": oracle.MAX_LENGTH, "samples_per_prompt": 128},
         train={"iterations": iterations, "samples": 256, "seed": seed},
-        optim={"schedule": "cosine", "warmup_iterations": 20, "max_grad_norm": norm},
+        optim={"schedule": "cosine", "warmup_iterations": 20, **optim},
         target={"samples": 4096},
         kl={"coef": coef, "placement": "score"},
         **{method: section},
@@ -119,9 +120,9 @@ def on_the_sparse_target(
     iterations: int = 1500,
     coef: float = 1.0,
     rewards: Mapping[str, Any] = SPARSE,
-    norm: float = 1.0,
+    optim: Mapping[str, Any] = MappingProxyType({}),
 ) -> Found:
-    session = session_of(method, rewards, seed, iterations, section, coef, norm)
+    session = session_of(method, rewards, seed, iterations, section, coef, optim)
     trainer, seconds = trained(method, session)
     phrase = features()[0]
     found = measured(session, phrase.log(), phrase)
@@ -153,24 +154,25 @@ def test_dpg_goes_most_of_the_way_in_a_hundred_iterations():
     assert found.forward_kl < 0.6 and found.satisfaction > 0.85
 
 
-# name: method, its section, optim.max_grad_norm, nats. A faster rate loses modes of the target to
-# the first rare successes in one seed of three (experiments/LOG.md).
+# name: method, its section, that of the optimiser, nats. A faster rate, or a short warm-up under
+# reverse KL, loses modes of the target to the first rare successes (experiments/LOG.md).
+SLOW = {"max_grad_norm": 0.1, "warmup_iterations": 300}
 LIMITS = {
-    "forward KL": ("dpg", {"divergence": "forward_kl", "lr": 2e-3}, 1.0, 0.01),
+    "forward KL": ("dpg", {"divergence": "forward_kl", "lr": 2e-3}, {}, 0.01),
     "forward KL, off-policy": (
         "dpg",
         {"divergence": "forward_kl", "lr": 2e-3, "proposal": "best"},
-        1.0,
+        {},
         0.015,
     ),
-    "Jensen-Shannon": ("dpg", {"divergence": "js", "lr": 1e-3}, 1.0, 0.015),
-    "reverse KL": ("dpg", {"divergence": "reverse_kl", "lr": 1e-3}, 0.1, 0.03),
-    "RLOO": ("reinforce", {"lr": 1e-3}, 0.1, 0.05),
+    "Jensen-Shannon": ("dpg", {"divergence": "js", "lr": 1e-3}, {}, 0.015),
+    "reverse KL": ("dpg", {"divergence": "reverse_kl", "lr": 1e-3}, SLOW, 0.03),
+    "RLOO": ("reinforce", {"lr": 1e-3}, SLOW, 0.05),
     "PPO": (
         "ppo",
         {"lr": 1e-3, "value_lr": 1e-2, "epochs": 1, "minibatches": 2, "gae_lambda": 1.0,
          "value_clip": None},
-        1.0,
+        {},
         0.05,
     ),
 }  # fmt: skip
@@ -180,8 +182,8 @@ LIMITS = {
 @pytest.mark.parametrize("name", LIMITS)
 def test_a_method_reaches_the_sparse_target(name):
     """Median of three seeds, 384,000 samples each."""
-    method, section, norm, limit = LIMITS[name]
-    found = [on_the_sparse_target(method, seed, section, norm=norm) for seed in SEEDS]
+    method, section, optim, limit = LIMITS[name]
+    found = [on_the_sparse_target(method, seed, section, optim=optim) for seed in SEEDS]
     assert max(each.samples for each in found) <= 400_000
     assert statistics.median(each.forward_kl for each in found) <= limit
     assert statistics.median(each.satisfaction for each in found) >= 0.99
@@ -241,8 +243,8 @@ def test_without_a_price_on_the_kl_reinforce_collapses():
 @pytest.mark.prove
 @pytest.mark.parametrize("name", ["forward KL", "Jensen-Shannon", "reverse KL", "RLOO", "PPO"])
 def test_a_method_reaches_two_moments_at_once(name):
-    method, section, norm, _ = LIMITS[name]
-    session = session_of(method, SHARES, 0, 1500, section, norm=norm)
+    method, section, optim, _ = LIMITS[name]
+    session = session_of(method, SHARES, 0, 1500, section, optim=optim)
     trained(method, session)
     _, begins, shared = features()
     # The exact lambdas: by the same fit, on all sequences with their probabilities.

@@ -109,23 +109,23 @@ def remarks(content: Content) -> list[str]:
     return [visible(line) for line in lines]
 
 
-def with_error(estimate: Content) -> str:
-    """0.481 ± 0.031, the latter half of the 95% interval; a dash where there is none."""
+def with_error(estimate: Content, shown: int = 2) -> str:
+    """0.481 ± 0.031, half of the 95% interval in so many digits; a dash where there is none."""
     value, low, high = estimate["value"], estimate["low"], estimate["high"]
     if value is None:
         return DASH
     if low is None:
         return number(value)
     half = (high - low) / 2
-    digits = places(half)
+    digits = places(half, shown)
     return f"{value:.{digits}f} ± {half:.{digits}f}"
 
 
-def places(error: float) -> int:
-    """Decimals that show two digits of an error."""
+def places(error: float, shown: int) -> int:
+    """Decimals that show so many digits of an error."""
     if error <= 0 or not math.isfinite(error):
         return 4
-    return min(max(1 - math.floor(math.log10(error)), 0), 5)
+    return min(max(shown - 1 - math.floor(math.log10(error)), 0), 5)
 
 
 def number(value: float | None) -> str:

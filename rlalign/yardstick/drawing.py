@@ -1,5 +1,6 @@
 """Responses of a policy and of its reference to the held-out prompts: what a yardstick reads."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from rlalign.session import Session
 from rlalign.target import Target
 from rlalign.types import Rollout
 from rlalign.yardstick.evidence import Evidence
+
+logger = logging.getLogger(__name__)
 
 DRAWN_BY = ("policy", "reference")
 Row = dict[str, Any]
@@ -42,6 +45,10 @@ def draw(session: Session, coef: float, target: Target) -> Drawn:
     prompts, count = shares(
         len(session.eval_prompts), config.eval.target_samples, config.eval.samples_per_prompt
     )
+    logger.info(
+        "drawing %d responses of the policy and as many of its reference, %d to each of %d "
+        "prompt(s)", prompts * count, count, prompts,
+    )  # fmt: skip
     chosen = scheduled(len(session.eval_prompts), config.train.seed, 0, prompts)
     mine = list(range(prompts))[ranks.rank :: ranks.size]
     # As many rows at once as an iteration has: so no more memory is taken than in training.

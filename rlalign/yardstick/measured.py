@@ -29,6 +29,7 @@ from rlalign.yardstick.log_z import Bounds, highest_potential, log_z_bounds
 TO_TARGET = ("forward_kl", "reverse_kl", "tv", "js")
 MOST_ALIKE = 500  # texts whose diversity is measured, where there are as many
 WITNESSES = 5  # of each kind
+ONE_SIDED = "one-sided: the samples support no upper one"
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def measure(session: Session, coef: float, target: Target) -> Yardstick:
         )
     bounds = log_z_bounds(evidence, highest_potential(target), torch.Generator().manual_seed(0))
     if support.refusal:  # the lower bound holds all the same
-        bounds = replace(bounds, upper=Estimate(None, note=support.refusal))
+        bounds = replace(bounds, upper=Estimate(None, note=ONE_SIDED))
     return Yardstick(
         target=target,
         notes=notes,
