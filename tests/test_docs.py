@@ -192,6 +192,8 @@ def check_rlalign(arguments):
     elif name == "eval":
         settings = rest[1 : rest.index("--out")] if "--out" in rest else rest[1:]
         load_config(PPORun, settings, default="my_run.yaml")
+    elif name == "compare":
+        assert name in typer.main.get_command(cli.app).commands and rest
     elif "|" in arguments:  # a list of commands, as in `rewards list | show | probe`
         assert {rest[0], *arguments[3::2]} <= set(group("rewards").commands)
     else:

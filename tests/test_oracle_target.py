@@ -127,9 +127,8 @@ def on_the_sparse_target(
     phrase = features()[0]
     found = measured(session, phrase.log(), phrase)
     found = Found(**{**asdict(found), "samples": trainer.samples, "seconds": seconds})
-    logged(
-        {"method": method, "section": dict(section), "norm": norm, "seed": seed, **asdict(found)}
-    )
+    settings = {"method": method, "section": dict(section), "optim": dict(optim), "seed": seed}
+    logged({**settings, **asdict(found)})
     return found
 
 
