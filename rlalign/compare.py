@@ -8,25 +8,31 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import from_json
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rlalign.config import ConfigError
 from rlalign.exits import run_safely
+from rlalign.fields import FiniteFloat
 from rlalign.files import write_atomically
 from rlalign.report.compare_page import compare_page
+from rlalign.report.compare_pictures import distance, notes, settings, titled
 from rlalign.report.plots import read_metrics
 from rlalign.report.visible import visible
-from rlalign.report.yardstick_table import DIVERGENCES, with_error
+from rlalign.report.yardstick_table import DIVERGENCES, TEXTS, TO_REFERENCE, with_error
 from rlalign.startup import say
 from rlalign.yardstick.numbers import FORMAT
 
-# What must be the same for two distances to be comparable: key -> what a reader calls it.
+# What must be the same for two runs' numbers to be comparable: key -> name, and what else.
 SHARED = {
-    "reference_model": "reference",
-    "prompts": "number of prompts",
-    "samples": "number of samples",
-    "seed": "seed of the prompts and samples",
+    "reference_model": ("reference", "distances to different references do not compare"),
+    "prompts": ("number of prompts", "numbers on different prompts do not compare"),
+    "samples": ("number of samples", "intervals, and what has none, depend on it"),
+    "seed": ("seed", "the prompts and the random numbers may be others"),
+    "held_out": ("held-out prompts", "numbers on different prompts do not compare"),
 }
 
 
@@ -47,7 +53,7 @@ def main(runs: Sequence[str], out: str) -> int:
 
 def compare(runs: Sequence[str], out: str) -> None:
     """Put the runs on one page at `out`; raises ConfigError where one is not measured."""
-    page = Path(out)
+    page = Path(out).expanduser()
     if not page.absolute().parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {page.parent}; make it first")
     if page.is_dir():
@@ -58,53 +64,77 @@ def compare(runs: Sequence[str], out: str) -> None:
         say(f"warning: {line}")
     write_atomically(page, compare_page(found, warnings))
     print(table(found))
-    print(f"\npage  {page}")
+    print(f"\npage  {visible(str(page))}")
 
 
 def load(runs: Sequence[str]) -> list[Measured]:
     """Each run's files, under a label of its own."""
+    if not runs:
+        raise ConfigError("name a run or more that `rlalign eval` has measured")
     folders = [Path(run).expanduser() for run in runs]
     seen: set[Path] = set()
     for run, folder in zip(runs, folders, strict=True):
         if folder.resolve() in seen:
             raise ConfigError(f"{run} is named twice; name each run once")
         seen.add(folder.resolve())
-    labels = [Path(os.path.abspath(folder)).name for folder in folders]  # a link keeps its name
-    if len(set(labels)) < len(labels):  # two of one name: as much of the path as was typed
-        labels = [str(run) for run in runs]
-    return [read(folder, label) for folder, label in zip(folders, labels, strict=True)]
+    return [read(folder, label) for folder, label in zip(folders, labels_of(folders), strict=True)]
+
+
+def labels_of(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, with as much of the way there as tells those of one name apart."""
+    paths = [Path(os.path.abspath(folder)).parts for folder in folders]  # a link keeps its name
+    labels = []
+    for path in paths:
+        others = [other for other in paths if other is not path]
+        kept = next(n for n in range(1, len(path) + 1) if all(o[-n:] != path[-n:] for o in others))
+        labels.append(str(Path(*path[-kept:])))
+    return labels
 
 
 def read(folder: Path, label: str) -> Measured:
     file = folder / "eval.json"
     if not file.is_file():
         raise ConfigError(f"{folder} has no eval.json; run `rlalign eval {folder}` first")
+    again = f"run `rlalign eval {folder}` again"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        content = from_json(text)
+        if isinstance(content, dict) and content.get("format") != FORMAT:
+            number = repr(content.get("format", "no number"))
+            raise ConfigError(f"{file} has format {number}, and {FORMAT} is read here; {again}")
+        EvalFile.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "all of it"
+        raise ConfigError(f"{file} is damaged: {place}: {first['msg']}; {again}") from error
+    except ConfigError:
+        raise
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{file} cannot be read ({error}); measure the run again") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ConfigError(
-            f"{file} was not written by this version of `rlalign eval`; measure the run again"
-        )
+        raise ConfigError(f"{file} cannot be read ({error}); {again}") from error
     samples, metrics = folder / "eval_samples.jsonl", folder / "metrics.jsonl"
-    return Measured(
-        label,
-        content,
-        rows_of(samples) if samples.is_file() else [],
-        read_metrics(metrics) if metrics.is_file() else [],
-    )
+    try:
+        return Measured(
+            label,
+            content,
+            rows_of(samples) if samples.is_file() else [],
+            read_metrics(metrics) if metrics.is_file() else [],
+        )
+    except (ValueError, OSError) as error:  # metrics.jsonl is no text
+        raise ConfigError(f"{folder}: its metrics or samples cannot be read ({error})") from error
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file; what is no row is left out."""
+    """The rows of eval_samples.jsonl; what is no row is left out."""
     rows = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    # Not splitlines: a response may hold U+2028, which JSON leaves as it is.
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and {"prompt", "response", "drawn_by"} <= row.keys():
+        if isinstance(row, dict) and all(
+            isinstance(row.get(key), str) for key in ("prompt", "response", "drawn_by")
+        ):
             rows.append(row)
     return rows
 
@@ -118,25 +148,126 @@ def mismatches(found: Sequence[Measured]) -> list[str]:
                 f"{other.label} was measured against another target than {first.label}: their "
                 "distances to it do not compare; measure both with one --config"
             )
-        for key, name in SHARED.items():
+        for key, (name, why) in SHARED.items():
             mine, theirs = first.content.get(key), other.content.get(key)
             if mine != theirs:
-                lines.append(f"{name}: {theirs} in {other.label}, {mine} in {first.label}")
+                lines.append(f"{name}: {theirs} in {other.label}, {mine} in {first.label}: {why}")
+        mine, theirs = ({row["prompt"] for row in run.samples} for run in (first, other))
+        if mine != theirs and len(mine) == len(theirs):  # a different count is told above
+            lines.append(
+                f"prompts: those of {other.label} are others than those of {first.label}: numbers "
+                "on different prompts do not compare"
+            )
     return lines
 
 
 def table(found: Sequence[Measured]) -> str:
     """The distances of each run, for the terminal: 80 columns."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    shown.add_column("", overflow="ellipsis", no_wrap=True, max_width=24)
+    shown.add_column("", overflow="fold", max_width=24)  # an end cut off may be the difference
     for title in ("KL(P_T‖π)", "KL(π‖P_T)", "JS", "TV"):
         shown.add_column(title, justify="right", no_wrap=True)
-    first = found[0].content["to_target"]
-    shown.add_row("reference", *(with_error(first[name]["reference"], 1) for name in DIVERGENCES))
-    for run in found:
-        own = run.content["to_target"]
-        cells = (with_error(own[name]["policy"], 1) for name in DIVERGENCES)
-        shown.add_row(visible(run.label), *cells)
+    firsts = settings(found)
+    sources = [*((titled("reference", run, firsts), run, "reference") for run in firsts)]
+    sources += [(run.label, run, "policy") for run in found]
+    for label, run, of in sources:
+        cells = (with_error(distance(run, name, of), 1) for name in DIVERGENCES)
+        shown.add_row(Text(visible(label)), *cells)
     stream = StringIO()
-    Console(file=stream, width=80, highlight=False, markup=False, emoji=False).print(shown)
+    console = Console(file=stream, width=80, highlight=False, markup=False, emoji=False)
+    console.print(shown)
+    for run in found:
+        for note in notes(run):
+            if note.startswith("no distance"):
+                console.print(Text(visible(f"{run.label}: {note}")))
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
+
+
+# -- what eval.json must hold for the page ---------------------------------------------------------
+
+
+class Part(BaseModel):
+    """Types as JSON has them; what the page does not show may be there too."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class Number(Part):
+    value: FiniteFloat | None
+    low: FiniteFloat | None
+    high: FiniteFloat | None
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _has_both_ends_or_none(self) -> "Number":
+        ends = [end for end in (self.low, self.high) if end is not None]
+        if len(ends) == 1 or (ends and self.value is None):
+            raise ValueError("an interval with one end, or without a value")
+        return self
+
+
+class Both(Part):
+    policy: Number
+    reference: Number
+
+
+class FeaturePart(Both):
+    target: Number
+    role: str
+    wish: tuple[FiniteFloat, FiniteFloat] | None
+
+
+class TargetPart(Part):
+    formula: str
+    hash: str
+    notes: list[str]
+    lambdas: dict[str, FiniteFloat]
+
+
+class SupportPart(Part):
+    ess: FiniteFloat
+    pareto_k: FiniteFloat | None
+    refusal: str
+
+
+class LogZ(Part):
+    lower: Number
+    upper: Number
+
+
+class Witness(Part):
+    prompt: str
+    response: str
+    log_ratio: FiniteFloat | None
+
+
+Numbers = dict[str, FiniteFloat | None]
+
+
+class EvalFile(Part):
+    """`yardstick.numbers.as_json`, as far as it is shown."""
+
+    reference_model: str | None = None  # the first of format 1 did not name it
+    prompts: int
+    samples: int
+    target: TargetPart
+    features: dict[str, FeaturePart]
+    to_target: dict[str, Both]
+    to_reference: dict[str, Number]
+    support: SupportPart
+    log_z: LogZ
+    texts: dict[str, Numbers]
+    witnesses: dict[str, list[Witness]]
+    policy: Numbers
+    reference: Numbers
+
+    @model_validator(mode="after")
+    def _names_every_number(self) -> "EvalFile":
+        missing = {*DIVERGENCES} - self.to_target.keys() | {
+            *TO_REFERENCE
+        } - self.to_reference.keys()
+        for of in ("policy", "reference"):
+            missing |= {"texts", *TEXTS} - self.texts.get(of, {}).keys()
+        if missing:
+            raise ValueError(f"{', '.join(sorted(missing))} missing")
+        return self
