@@ -19,7 +19,7 @@ from rlalign.exits import run_safely
 from rlalign.fields import FiniteFloat
 from rlalign.files import write_atomically
 from rlalign.report.compare_page import compare_page
-from rlalign.report.compare_pictures import distance, notes, settings, titled
+from rlalign.report.compare_readings import distance, notes, settings, titled
 from rlalign.report.plots import read_metrics
 from rlalign.report.visible import visible
 from rlalign.report.yardstick_table import DIVERGENCES, TEXTS, TO_REFERENCE, with_error

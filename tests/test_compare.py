@@ -13,7 +13,8 @@ from rlalign.cli import main
 from rlalign.compare import Measured, compare, labels_of, load, mismatches, rows_of, table
 from rlalign.config import ConfigError
 from rlalign.report.compare_page import compare_page
-from rlalign.report.compare_pictures import change, clear_least, final, frontier, sign, way
+from rlalign.report.compare_pictures import final, frontier, sign, way
+from rlalign.report.compare_readings import change, clear_least
 
 HOSTILE = '<script>alert("1")</script>&\x1b[31m\u202e'
 

@@ -61,6 +61,7 @@ LAYERS = [
             "yardstick_picture",
             "compare_page",
             "compare_pictures",
+            "compare_readings",
             "yardstick_table",
             "configuration_page",
             "rewards_page",

@@ -4,8 +4,8 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rlalign.report.compare_pictures import (
-    GREY,
+from rlalign.report.compare_pictures import GREY, frontier, sign
+from rlalign.report.compare_readings import (
     WATCHED,
     Run,
     all_features,
@@ -13,12 +13,10 @@ from rlalign.report.compare_pictures import (
     clear_least,
     distance,
     drawn,
-    frontier,
     mean,
     moved,
     notes,
     settings,
-    sign,
     text_number,
     titled,
 )
