@@ -8,8 +8,9 @@ from typing import Any
 from rlalign.checkpoint import load_checkpoint, newest_sound
 from rlalign.config import ConfigError, load_config
 from rlalign.exits import run_safely
-from rlalign.fitting import fit_target
+from rlalign.fitting import InfeasibleError, fit_target
 from rlalign.methods import METHODS
+from rlalign.optimum import shared_warnings
 from rlalign.report.yardstick_picture import draw_yardstick
 from rlalign.report.yardstick_table import yardstick_table
 from rlalign.runs import RunFolder, versions
@@ -42,16 +43,17 @@ def measure(run_or_model: str, arguments: Sequence[str], out: str | None = None)
                 f"{run_or_model} is no folder here, so --out must say where the results go, as in "
                 "--out results"
             )
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok=True)
     config = configuration(folder, arguments)
-    for line in METHODS[method_of(folder)].objective(config).warnings:
+    for line in shared_warnings(config):  # what only training asks for is no matter here
         say(f"warning: {line}")
     model = folder / "model" if (folder / "model").is_dir() else folder
     source = str(model) if folder.is_dir() else run_or_model
     with Session(settings_for(source, config)) as session:
         load_trained(session, source)
         coef = final_coef(folder, config)
-        found = measured(session, coef, fitted_target(session, folder))
+        target, unfitted = fitted_target(session, folder)
+        found = measured(session, coef, target, unfitted)
         is_main = session.ranks.is_main
         about = {
             "measured": run_or_model,
@@ -95,12 +97,24 @@ def method_of(folder: Path) -> str:
     return recorded if recorded in METHODS else "ppo"
 
 
-def fitted_target(session: Session, folder: Path) -> Target:
-    """The target with the lambdas that the run ended with, or fitted to the reference now."""
+def fitted_target(session: Session, folder: Path) -> tuple[Target, str]:
+    """The target with the lambdas that the run ended with, or fitted to the reference now.
+
+    And, where the reference does not show what is wished, why it is not fitted yet.
+    """
     declared, saved = session.target, state_of(folder).get("target")
     if not declared.is_fitted and saved is not None and saved["hash"] == declared.hash:
-        return declared.restored(saved)
-    return declared if declared.is_fitted else fit_target(session, declared)[0]
+        return declared.restored(saved), ""
+    if declared.is_fitted:
+        return declared, ""
+    try:
+        return fit_target(session, declared)[0], ""
+    except InfeasibleError as error:
+        # The model that is measured may show it: so it is drawn, and means are told in any case.
+        lambdas = dict.fromkeys((entry.name for entry in declared.moments), 0.0)
+        rare = 1.0 / session.config.target.samples
+        rates = dict.fromkeys((entry.name for entry in declared.hard), rare)
+        return declared.fitted(lambdas, {}, rates), str(error)
 
 
 def state_of(folder: Path) -> Mapping[str, Any]:

@@ -1,7 +1,6 @@
 """A trained model, whoever trained it, in a session's policy; its reference stays as it is."""
 
 import copy
-import json
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,7 +36,7 @@ def settings_for(source: str, config: Run) -> Run:
     if is_checkpoint(Path(source)):
         return config  # it holds what the configuration says
     # An adapter is merged into the weights, so one of any kind will do.
-    model = {**config.model.model_dump(), "lora": None}
+    model = {**config.model.model_dump(), "lora": None, "quantization": "none"}
     return type(config).model_validate({**config.model_dump(), "model": model})
 
 
@@ -56,7 +55,7 @@ def load_trained(session: Session, source: str) -> None:
             for key, parameter in policy.trainable().items():
                 parameter.copy_(saved[key])
             return
-        check_tokens(session.tokenizer, folder)
+        check_tokens(session.tokenizer, source)
         fill(policy.lm, whole_model(source, policy.lm).state_dict(), source, name)
         if (head := folder / "value_head.safetensors").is_file():
             policy.value_head.load_state_dict(load_file(head))
@@ -99,15 +98,18 @@ def fill(lm: nn.Module, weights: dict[str, Any], source: str, name: str) -> None
     lm.load_state_dict(weights)
 
 
-def check_tokens(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Refuse a folder whose own tokenizer reads text otherwise than the reference's."""
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+def check_tokens(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Refuse a model whose own tokenizer, where it has one, reads text otherwise."""
+    folder = Path(source).expanduser()
+    files = ("tokenizer.json", "tokenizer_config.json")
+    if folder.is_dir() and not any((folder / name).is_file() for name in files):
         return
-    own = AutoTokenizer.from_pretrained(str(folder))
-    text = json.dumps("The Queen said: “Off with her head!”, 3.14 naïve\n")
+    where = str(embedded.path(source)) if embedded.is_embedded(source) else source
+    own = AutoTokenizer.from_pretrained(where)
+    text = "The Queen said: “Off with her head!”, 3.14 naïve\n\ttimes."
     if own.get_vocab() != tokenizer.get_vocab() or own(text).input_ids != tokenizer(text).input_ids:
         raise ConfigError(
-            f"{folder} has another tokenizer than model.name={tokenizer.name_or_path}: likelihoods "
+            f"{source} has another tokenizer than model.name={tokenizer.name_or_path}: likelihoods "
             "of different tokens cannot be compared; name the model that it was trained from by "
             "--model.name"
         )

@@ -48,7 +48,7 @@ LAYERS = [
         f"yardstick.{name}"
         for name in (
             *("evidence", "estimators", "log_z", "diversity"),
-            *("drawing", "measured", "numbers"),
+            *("support", "drawing", "measured", "numbers"),
         )
     }
     | {

@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 import yaml
@@ -124,12 +123,14 @@ def test_log_likelihoods_are_those_of_the_models(of_run: dict[str, Any], place: 
         if row["finished"] or len(response) != row["length"]:
             continue  # other tokens may spell the same text
         ids = torch.tensor([prompt + response])
+        agrees = []
         for lm, key in ((trained, "log_policy"), (reference, "log_reference")):
             with torch.no_grad():
                 logits = lm(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
             own = float(logits.gather(1, torch.tensor(response).unsqueeze(1)).sum())
-            if own == pytest.approx(row[key], abs=1e-3):
-                checked += 1
+            agrees.append(own == pytest.approx(row[key], abs=1e-3))
+        assert agrees[0] == agrees[1]  # other tokens of the same number may spell it, for both
+        checked += all(agrees)
     assert checked >= 20
 
 
@@ -192,7 +193,6 @@ def test_an_adapter_of_any_kind_is_measured_as_it_is(
             torch.testing.assert_close(found, adapted(ids).logits, atol=1e-4, rtol=1e-4)
             with session.policy.reference() as reference, adapted.disable_adapter():
                 assert torch.equal(reference.lm(ids).logits, adapted(ids).logits)
-    assert peft.__version__
 
 
 def test_what_cannot_be_measured_is_refused_in_words(place: Path, tmp_path: Path) -> None:
@@ -233,3 +233,26 @@ def test_too_few_samples_refuse_the_distance_and_say_so(
     shown = capsys.readouterr().out
     assert "no distance to P_T: 16 samples do not show" in shown
     assert max(len(line) for line in shown.splitlines() if "eval" not in line) <= 80
+
+
+def test_what_the_reference_never_shows_is_measured_all_the_same(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hard = "--rewards.never={kind: lexical.contains, words: [zebra], hard: true}"
+    found = measure("glass-tiny", [f"--config={place / 'a.yaml'}", hard], str(tmp_path))
+    assert found["support"]["refusal"].startswith("rewards.never.hard=true")
+    assert "none of 512 responses of the reference satisfies it" in found["target"]["notes"][0]
+    assert found["features"]["never"]["policy"]["value"] == 0.0
+    assert found["to_reference"]["kl_policy_reference"]["value"] is not None
+    assert "no distance to P_T: rewards.never.hard=true: none of" in capsys.readouterr().out
+
+
+def test_a_run_is_measured_by_settings_that_its_method_could_not_train_with(
+    of_run: dict[str, Any], place: Path, tmp_path: Path
+) -> None:
+    bare = ["--kl.coef=0", "--rewards.woman.moment=null", "--rewards.woman.weight=1"]
+    few = ["--sampling.samples_per_prompt=1", "--eval.target_samples=128"]
+    found = measure(str(place / "run"), [*bare, *few], str(tmp_path))
+    assert found["support"]["refusal"].startswith("kl.coef=0")
+    assert found["log_z"]["lower"]["value"] is None
+    assert found["features"]["woman"]["policy"]["value"] > 0

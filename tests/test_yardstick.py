@@ -9,17 +9,17 @@ from builders import seeded
 from exact_evidence import World, world
 
 from rlalign.divergences import DIVERGENCES
+from rlalign.moments import Samples, fit
 from rlalign.yardstick.estimators import (
     Estimate,
     divergence_to_reference,
     divergence_to_target,
     mean_of,
     mean_under_target,
-    pareto_k,
-    support_of,
 )
 from rlalign.yardstick.evidence import Evidence
 from rlalign.yardstick.log_z import log_z_bounds
+from rlalign.yardstick.support import pareto_k, support_of
 
 REPETITIONS = 200
 # Of 200 intervals at 95% at least 178 hold the value in all but one world in ten thousand.
@@ -144,7 +144,7 @@ def test_a_prompt_without_a_possible_sample_is_refused():
     second = evidence.prompt == 1
     none = torch.where(second, -torch.inf, evidence.log_potential)
     found = support_of(evidence.with_potential(none))
-    assert "none of the samples of 1 of 2 prompt(s) satisfies what is hard" in found.refusal
+    assert "fewer than 4 samples of 1 of 2 prompt(s) satisfy what is hard" in found.refusal
 
 
 def heavy(n: int, shape: float, seed: int = 0) -> Evidence:
@@ -217,3 +217,52 @@ def test_without_an_upper_bound_of_the_potential_log_z_is_one_sided():
 def test_without_exact_samples_log_z_is_one_sided():
     found = log_z_bounds(world(1).sample(256, 0), 30.0, seeded(0))
     assert "one-sided: rejection found only 0 exact sample(s)" in found.upper.note
+
+
+# -- a lambda that comes from the same samples -----------------------------------------------------
+
+
+@pytest.mark.parametrize("half", [0.0, 0.5])
+@pytest.mark.parametrize(("prompts", "n"), [(1, 100), (8, 24)])
+def test_an_interval_holds_the_distance_to_a_target_that_was_fitted_to_its_samples(
+    prompts, n, half
+):
+    """Of a policy that has not moved, or come half of the way: there lambda's error counts most."""
+    base, generator = world(prompts), seeded(5)
+    hit = (torch.rand(base.log_reference.shape, generator=generator) < 0.12).double()
+    prompt = torch.arange(prompts).repeat_interleave(hit.shape[1])
+    everything = Samples(hit.flatten().unsqueeze(1), base.log_reference.flatten(), prompt)
+    exact = float(fit(everything, [(0.5, 0.5)]).lambdas[0])
+    noise = 0.3 * torch.randn(hit.shape, generator=generator).double()
+    policy = (base.log_reference + half * exact * hit + noise).log_softmax(1)
+    this = World(base.log_reference, policy, exact * hit, hit)
+    found: dict[str, list[Estimate]] = {"forward_kl": [], "js": []}
+    for seed in range(REPETITIONS):
+        evidence = this.sample(n, seed)
+        bare = evidence.with_potential(torch.zeros(len(evidence), dtype=torch.float64))
+        samples = Samples(evidence.features, bare.log_weights, evidence.prompt)
+        at = float(fit(samples, [(0.5, 0.5)]).lambdas[0])
+        fitted = replace(evidence.with_potential(at * evidence.features[:, 0]), fitted=(0,))
+        for name, estimates in found.items():
+            estimates.append(divergence_to_target(fitted, name))
+    for name, estimates in found.items():
+        assert covered(estimates, this.divergence(name)) >= FEWEST
+    # Taken as exact, it would leave out the half of them or more.
+    wish = mean_under_target(fitted, 0)
+    assert wish.value == pytest.approx(0.5) and wish.se == pytest.approx(0.0, abs=1e-9)
+
+
+def test_half_of_the_prompts_must_show_their_own_target():
+    generator = seeded(0)
+    potential = 3.0 * torch.randn(16 * 128, generator=generator, dtype=torch.float64)
+    zeros = torch.zeros(16 * 128, dtype=torch.float64)
+    evidence = Evidence(
+        zeros, zeros, potential, zeros.unsqueeze(1),
+        torch.arange(16).repeat_interleave(128), (torch.arange(16 * 128) % 2).bool(),
+    )  # fmt: skip
+    assert support_of(evidence).refusal != ""
+
+
+def test_a_share_of_none_is_not_certain():
+    found = mean_of(torch.zeros(256), torch.zeros(256, dtype=torch.int64))
+    assert found.interval == pytest.approx((0.0, 0.0148), abs=1e-4)

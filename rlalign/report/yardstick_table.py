@@ -96,6 +96,8 @@ def remarks(content: Content) -> list[str]:
         )
     elif lower["value"] is not None:
         lines.append(f"log Z is at least {with_error(lower)}; {upper['note']}")
+    elif note := lower.get("note"):
+        lines.append(f"no bound on log Z: {note}")
     if support["refusal"]:
         lines.append(f"no distance to P_T: {support['refusal']}")
     else:

@@ -1,4 +1,4 @@
-"""Divergences and means from samples, each with its error; and what samples cannot support.
+"""Divergences and means from samples, each with its error.
 
 Every number is a mean over prompts of a function of weighted means within the prompt; its bias and
 standard error come from the jackknife, which leaves out a sample at a time (Efron 1982, ch. 2-3;
@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from rlalign.divergences import DIVERGENCES, Integrand
+from rlalign.moments import Samples, tilt
 from rlalign.yardstick.evidence import Evidence
 
 Z_95 = 1.959964
-LEAST_A_PROMPT = 4  # samples, below which Z(x) is not estimated
-LEAST_IN_ALL = 100  # samples, below which the tail of the weights is not seen
-LEAST_EFFECTIVE = 25.0  # samples of the target
 BLOCKS = 512  # of a prompt's samples, at most, that are left out one at a time
+STEP = 1e-4  # of lambda, in a difference quotient
 CELLS = 2**20  # numbers that a jackknife holds at once
 
 # (G, N) weights of the samples, one prompt's -> (G,)
@@ -33,111 +32,14 @@ class Estimate:
     value: float | None
     se: float | None = None
     note: str = ""  # why there is no value, or what the value is of
+    ends: tuple[float, float] | None = None  # of an interval that is not value and se's
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """The two ends of the 95% interval."""
-        if self.value is None or self.se is None:
-            return None
+        if self.ends is not None or self.value is None or self.se is None:
+            return self.ends
         return self.value - Z_95 * self.se, self.value + Z_95 * self.se
-
-
-# -- what can be had -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Support:
-    """How much of the target the samples show."""
-
-    ess: float  # effective samples of the target, (sum w)^2 / sum w^2 within each prompt, summed
-    pareto_k: float  # shape of the weights' tail; nan where there are too few samples
-    threshold: float  # above which a mean of the weights is not to be trusted
-    refusal: str  # why nothing that needs Z(x) is given; empty where it is
-
-
-def support_of(evidence: Evidence) -> Support:
-    """What the samples can say of the target, in words where it is nothing."""
-    n, prompts = len(evidence), evidence.prompts
-    log_w = evidence.log_weights
-    counts = torch.bincount(evidence.prompt, minlength=prompts)
-    possible = torch.bincount(evidence.prompt[log_w > -math.inf], minlength=prompts)
-    threshold = min(1.0 - 1.0 / math.log10(max(n, 11)), 0.7)
-    if int(counts.min()) < LEAST_A_PROMPT:
-        return Support(
-            0.0, math.nan, threshold,
-            f"a prompt has {int(counts.min())} sample(s), and its Z(x) needs {LEAST_A_PROMPT} or "
-            "more; raise eval.samples_per_prompt",
-        )  # fmt: skip
-    if n < LEAST_IN_ALL:
-        return Support(
-            0.0, math.nan, threshold,
-            f"{n} samples do not show the tail of the weights, {LEAST_IN_ALL} are the least; raise "
-            "eval.target_samples",
-        )  # fmt: skip
-    if int(possible.min()) == 0:
-        none = int((possible == 0).sum())
-        return Support(
-            0.0, math.nan, threshold,
-            f"none of the samples of {none} of {prompts} prompt(s) satisfies what is hard, so "
-            f"their Z(x) is unknown (below {3 / int(counts.min()):.2g}, 95%); raise "
-            "eval.samples_per_prompt or take other prompts",
-        )  # fmt: skip
-    weights = normalised_weights(evidence)
-    sums = torch.zeros(2, prompts, dtype=torch.float64)
-    sums.index_add_(1, evidence.prompt, torch.stack([weights, weights**2]))
-    ess, k = float((sums[0] ** 2 / sums[1]).sum()), pareto_k(weights)
-    refusal = ""
-    if k > threshold:
-        refusal = (
-            f"the weights' tail is too heavy (Pareto k {k:.2f}, at most {threshold:.2f}): a few "
-            "responses carry the target, and another draw would give another number; raise "
-            "eval.target_samples, or train nearer to the target"
-        )
-    elif ess < LEAST_EFFECTIVE:
-        refusal = (
-            f"the samples are worth {ess:.1f} of the target, {LEAST_EFFECTIVE:g} are the least; "
-            "raise eval.target_samples, or train nearer to the target"
-        )
-    return Support(ess, k, threshold, refusal)
-
-
-def normalised_weights(evidence: Evidence) -> Tensor:
-    """(N,) P_T / m of each sample, of mean 1 within its prompt."""
-    log_w, prompt = evidence.log_weights, evidence.prompt
-    most = torch.full((evidence.prompts,), -math.inf, dtype=torch.float64)
-    most = most.scatter_reduce(0, prompt, log_w, "amax")
-    weights = (log_w - most[prompt]).exp()
-    sums = torch.zeros_like(most).index_add(0, prompt, weights)
-    return weights / (sums / torch.bincount(prompt, minlength=len(most)))[prompt]
-
-
-def pareto_k(weights: Tensor) -> float:
-    """Shape of a generalised Pareto distribution fitted to the largest of the weights (N,).
-
-    The tail's size is that of Vehtari et al. 2024 ("Pareto smoothed importance sampling", 3.2), the
-    fit Zhang and Stephens 2009 with that paper's prior. -inf where the largest are all the same,
-    nan of too few.
-    """
-    n = len(weights)
-    size = math.ceil(min(0.2 * n, 3.0 * math.sqrt(n)))
-    if size < 5:
-        return math.nan
-    ordered = weights.double().sort().values
-    excess = ordered[-size:] - ordered[-size - 1]  # (M,) ascending, above the cut-off
-    # A weight that repeats, of a response that was drawn again, is no part of a smooth tail.
-    excess = excess[excess > 1e-9 * ordered[-1]]
-    size = len(excess)
-    if size < 5:
-        return -math.inf
-    candidates = 30 + int(math.sqrt(size))
-    quartile = excess[int(size / 4 + 0.5) - 1]
-    rank = torch.arange(1, candidates + 1, dtype=torch.float64) - 0.5
-    theta = 1.0 / excess[-1] + (1.0 - (candidates / rank).sqrt()) / (3.0 * quartile)
-    shapes = torch.log1p(-theta.unsqueeze(1) * excess).mean(1)  # (m,)
-    likelihood = size * ((-theta / shapes).log() - shapes - 1.0)
-    posterior = likelihood.softmax(0)
-    k = float(torch.log1p(-(posterior * theta).sum() * excess).mean())
-    return (size * k + 5.0) / (size + 10.0)
 
 
 # -- the jackknife ---------------------------------------------------------------------------------
@@ -163,7 +65,53 @@ def jackknife(evidence: Evidence, statistic_of: Callable[[Evidence], Statistic])
         values.append(value - bias)
         variances.append(variance)
     count = len(values)
-    return Estimate(math.fsum(values) / count, math.sqrt(math.fsum(variances)) / count)
+    found = Estimate(math.fsum(values) / count, math.sqrt(math.fsum(variances)) / count)
+    if not (math.isfinite(found.value or 0.0) and math.isfinite(found.se or 0.0)):
+        return Estimate(None, note="single samples carry it: without one of them it is undefined")
+    return found
+
+
+def of_target(evidence: Evidence, statistic_of: Callable[[Evidence], Statistic]) -> Estimate:
+    """`jackknife` of what depends on the target, whose lambdas may be of the same samples.
+
+    Without a sample lambda would have been another: by one Newton step of the dual, H^-1 times
+    what the fitted mean loses. So k = H^-1 dD/dlambda times the mean's change is taken off, which
+    carries lambda's error into the statistic's, and its bias to first order.
+    """
+    if not evidence.fitted:
+        return jackknife(evidence, statistic_of)
+    columns = list(evidence.fitted)
+    nothing = torch.zeros(len(columns), dtype=torch.float64)
+    samples = Samples(evidence.features[:, columns], evidence.log_weights, evidence.prompt)
+    slope = torch.tensor([derivative(evidence, statistic_of, column) for column in columns])
+    k = torch.linalg.lstsq(tilt(samples, nothing).covariance, slope.double()).solution
+
+    def less_lambda(part: Evidence) -> Statistic:
+        bare, log_w, phi = statistic_of(part), part.log_weights, part.features[:, columns]
+        scaled = (log_w - log_w.max()).exp()  # (N,)
+        wished = (scaled @ phi) / scaled.sum()  # (M,), this prompt's share of the wish
+
+        def statistic(weights: Tensor) -> Tensor:
+            means = (weights * scaled) @ phi / (weights @ scaled).unsqueeze(1)  # (G, M)
+            taken_off: Tensor = (means - wished) @ k
+            return bare(weights) - taken_off
+
+        return statistic
+
+    return jackknife(evidence, less_lambda)
+
+
+def derivative(
+    evidence: Evidence, statistic_of: Callable[[Evidence], Statistic], column: int
+) -> float:
+    """d statistic / d lambda of one feature, the mean over prompts, by a central difference."""
+    values = []
+    for sign in (1.0, -1.0):
+        step = sign * STEP * evidence.features[:, column]
+        moved = evidence.with_potential(evidence.log_potential + step)
+        parts = [(part, Strata(part.is_policys).everything()) for part in moved.by_prompt()]
+        values.append(sum(float(statistic_of(part)(each)[0]) for part, each in parts))
+    return (values[0] - values[1]) / (2.0 * STEP * evidence.prompts)
 
 
 def calibrated(weights: Tensor, ratio: Tensor) -> Tensor:
@@ -228,7 +176,7 @@ def divergence_to_target(evidence: Evidence, name: str, *, of_reference: bool = 
         measured = part.log_reference if of_reference else part.log_policy
         return normalised(divergence.integrand, part.log_weights, measured - part.log_mixture)
 
-    return jackknife(evidence, statistic_of)
+    return of_target(evidence, statistic_of)
 
 
 def normalised(integrand: Integrand, log_w: Tensor, log_pi: Tensor) -> Statistic:
@@ -264,7 +212,7 @@ def mean_under_target(evidence: Evidence, column: int) -> Estimate:
         scaled = (log_w - log_w.max()).exp()
         return lambda weights: (weights @ (scaled * values)) / (weights @ scaled)
 
-    return jackknife(evidence, statistic_of)
+    return of_target(evidence, statistic_of)
 
 
 def mean_of(values: Tensor, prompt: Tensor) -> Estimate:
@@ -284,4 +232,15 @@ def mean_of(values: Tensor, prompt: Tensor) -> Estimate:
     if freedom < 1:
         return Estimate(float(means.mean()), note="one sample a prompt shows no error")
     variance = float(((values - means[prompt]) ** 2).sum()) / freedom
-    return Estimate(float(means.mean()), math.sqrt(variance * float((1 / counts).sum())) / prompts)
+    se = math.sqrt(variance * float((1 / counts).sum())) / prompts
+    is_share = bool(((values == 0.0) | (values == 1.0)).all())
+    ends = wilson(float(means.mean()), len(values)) if is_share else None
+    return Estimate(float(means.mean()), se, ends=ends)
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95% interval of a share of n (Wilson 1927), which none of n does not make certain."""
+    z = Z_95**2 / n
+    middle = (share + z / 2) / (1 + z)
+    half = math.sqrt(share * (1 - share) * z + z * z / 4) / (1 + z)
+    return middle - half, middle + half

@@ -23,6 +23,7 @@ class Evidence:
     features: Tensor  # (N, R)
     prompt: Tensor  # (N,) int64, 0..P-1
     is_policys: Tensor  # (N,) bool: drawn by the policy, else by the reference
+    fitted: tuple[int, ...] = ()  # columns of the features whose lambda these samples gave
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -54,6 +55,7 @@ class Evidence:
             self.features[index],
             self.prompt[index],
             self.is_policys[index],
+            self.fitted,
         )
 
     def by_prompt(self) -> Iterator["Evidence"]:

@@ -168,4 +168,7 @@ def highest(entry: RewardEntry, factor: float) -> float:
     # A function that was passed in from Python is no kind, and has no stated bounds.
     bounds = registry.get(entry.kind).bounds if entry.kind in registry.kinds() else None
     ends = shaped_range(bounds, options)
-    return math.inf if ends is None else max(factor * ends[0], factor * ends[1])
+    if ends is None:
+        return math.inf
+    failed = [] if entry.error_value is None else [factor * entry.shaped(entry.error_value)]
+    return max(factor * ends[0], factor * ends[1], *failed)

@@ -17,14 +17,13 @@ from rlalign.yardstick.diversity import self_bleu
 from rlalign.yardstick.drawing import DRAWN_BY, Drawn, Row, draw
 from rlalign.yardstick.estimators import (
     Estimate,
-    Support,
     divergence_to_reference,
     divergence_to_target,
     mean_of,
     mean_under_target,
-    support_of,
 )
 from rlalign.yardstick.log_z import Bounds, highest_potential, log_z_bounds
+from rlalign.yardstick.support import Support, support_of
 
 TO_TARGET = ("forward_kl", "reverse_kl", "tv", "js")
 MOST_ALIKE = 500  # texts whose diversity is measured, where there are as many
@@ -58,19 +57,29 @@ class Yardstick:
     witnesses: Mapping[str, Sequence[Row]]
 
 
-def measure(session: Session, coef: float, target: Target) -> Yardstick:
-    """Draw, and measure; the lambdas that `target` has are fitted again to these samples."""
+def measure(session: Session, coef: float, target: Target, unfitted: str = "") -> Yardstick:
+    """Draw, and measure; the lambdas that `target` has are fitted again to these samples.
+
+    `unfitted` says why it has none of its own yet, where it has none.
+    """
     drawn = draw(session, coef, target)
     declared = replace(target, beta=coef)  # with an adaptive coefficient, the one it ended with
-    target, notes = refitted(declared, drawn)
+    target, notes, columns = refitted(declared, drawn)
     drawn = with_target(drawn, target)
+    drawn = replace(drawn, evidence=replace(drawn.evidence, fitted=columns))
     evidence, support = drawn.evidence, support_of(drawn.evidence)
+    if unfitted:
+        notes = (unfitted, *notes)
+        if target.moments and not columns:
+            support = replace(support, refusal=unfitted)
     if coef == 0:
         support = replace(
             support, refusal="kl.coef=0: without a price on the KL there is no target"
         )
     bounds = log_z_bounds(evidence, highest_potential(target), torch.Generator().manual_seed(0))
-    if support.refusal:  # the lower bound holds all the same
+    if coef == 0:
+        bounds = Bounds(Estimate(None), Estimate(None), 0, 0)
+    elif support.refusal:  # the lower bound holds all the same
         bounds = replace(bounds, upper=Estimate(None, note=ONE_SIDED))
     return Yardstick(
         target=target,
@@ -95,28 +104,32 @@ def measure(session: Session, coef: float, target: Target) -> Yardstick:
     )
 
 
-def refitted(target: Target, drawn: Drawn) -> tuple[Target, tuple[str, ...]]:
+def refitted(target: Target, drawn: Drawn) -> tuple[Target, tuple[str, ...], tuple[int, ...]]:
     """The lambdas that give these prompts the wished means, by all samples: those of the policy
-    show what the reference's are too few to show."""
+    show what the reference's are too few to show. Also notes, and the columns that were fitted."""
     names = [entry.name for entry in target.entries]
     index = [names.index(entry.name) for entry in target.moments]
     if not index:
-        return target, ()
+        return target, (), ()
     evidence = drawn.evidence
     bare = replace(target, lambdas=dict.fromkeys(target.lambdas, 0.0))
     potential = bare.potential_of(evidence.features, drawn.finished)
     log_weights = potential + evidence.log_reference - evidence.log_mixture
+    if not bool((log_weights > -torch.inf).any()):
+        return target, ("no sample satisfies what is hard, so no lambda was fitted",), ()
     try:
         found = fitted(target, Samples(evidence.features[:, index], log_weights, evidence.prompt))
     except InfeasibleError as error:
-        note = f"the lambdas are those of the run; on these samples they cannot be fitted: {error}"
-        return target, (note,)
+        note = f"not fitted to these samples, but left as they were: {error}"
+        return target, (note,), ()
     moments = [entry.name for entry in target.moments]
     lambdas = dict(zip(moments, found.lambdas.tolist(), strict=True))
     errors = dict(zip(moments, found.se.tolist(), strict=True))
     shown = ", ".join(f"{name} {target.lambdas[name]:.4g}" for name in moments)
-    notes = f"fitted to these samples; the run ended with {shown}", too_few_a_prompt(found)
-    return target.fitted(lambdas, errors), tuple(note for note in notes if note)
+    notes = f"fitted to these samples; before they were {shown}", too_few_a_prompt(found)
+    # Within its interval a mean is free, and its lambda 0 for certain.
+    columns = tuple(i for i, at in zip(index, found.lambdas.tolist(), strict=True) if at != 0.0)
+    return target.fitted(lambdas, errors), tuple(note for note in notes if note), columns
 
 
 def with_target(drawn: Drawn, target: Target) -> Drawn:
