@@ -120,7 +120,8 @@ def with_error(estimate: Content, shown: int = 2) -> str:
         return number(value)
     half = (high - low) / 2
     digits = places(half, shown)
-    return f"{value:.{digits}f} ± {half:.{digits}f}"
+    # Plus 0.0, because a rounded -1e-17 is -0.0.
+    return f"{round(value, digits) + 0.0:.{digits}f} ± {half:.{digits}f}"
 
 
 def places(error: float, shown: int) -> int:

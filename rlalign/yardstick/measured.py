@@ -73,14 +73,13 @@ def measure(session: Session, coef: float, target: Target, unfitted: str = "") -
         if target.moments and not columns:
             support = replace(support, refusal=unfitted)
     if coef == 0:
-        support = replace(
-            support, refusal="kl.coef=0: without a price on the KL there is no target"
-        )
-    bounds = log_z_bounds(evidence, highest_potential(target), torch.Generator().manual_seed(0))
-    if coef == 0:
+        refusal = "kl.coef=0: without a price on the KL there is no target"
+        support = replace(support, refusal=refusal)
         bounds = Bounds(Estimate(None), Estimate(None), 0, 0)
-    elif support.refusal:  # the lower bound holds all the same
-        bounds = replace(bounds, upper=Estimate(None, note=ONE_SIDED))
+    else:
+        bounds = log_z_bounds(evidence, highest_potential(target), torch.Generator().manual_seed(0))
+        if support.refusal:  # the lower bound holds all the same
+            bounds = replace(bounds, upper=Estimate(None, note=ONE_SIDED))
     return Yardstick(
         target=target,
         notes=notes,
