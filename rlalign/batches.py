@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+AT_ONCE = 64  # samples of a call; no setting, because it says which random numbers a response gets
+
 
 def rows_of(batch: Any, index: Tensor) -> dict[str, Any]:
     """The fields of an algorithm's batch for the chosen samples, trimmed to the longest of them.
@@ -38,6 +40,18 @@ def shares(available: int, samples: int, least: int) -> tuple[int, int]:
     """Into how many prompts that many samples go, and how many to each: `least` or more."""
     prompts = min(max(samples // least, 1), available)
     return prompts, max(-(-samples // prompts), least)
+
+
+def calls_of_rank(
+    numbers: Sequence[int], each: int, rank: int, size: int
+) -> list[tuple[int, list[int], int]]:
+    """(number, prompts, samples to each) of a rank's share of the calls.
+
+    A call's number is its own among those of all ranks: random numbers that depend on it, and not
+    on the rank, make a response independent of how many processes there are.
+    """
+    every = [(i, part, n) for i, (part, n) in enumerate(calls(numbers, each, AT_ONCE))]
+    return every[rank::size]
 
 
 def calls(numbers: Sequence[int], each: int, most: int) -> Iterator[tuple[list[int], int]]:

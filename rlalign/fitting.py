@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rewards.constraints import shown_moment
 from rewards.trl_style import Logged
-from rlalign.batches import calls, shares
+from rlalign.batches import calls_of_rank, shares
 from rlalign.config import ConfigError
 from rlalign.generation import decode_engine
 from rlalign.moments import Fit, Samples, fit, tilt
@@ -118,19 +118,17 @@ def draw(session: Session, target: Target) -> Drawn:
     section, ranks = session.config.target, session.ranks
     prompts, each = shares(len(session.prompts), section.samples, section.samples_per_prompt)
     chosen = sorted(scheduled(len(session.prompts), session.config.train.seed, 0, prompts))
-    mine = chosen[ranks.rank :: ranks.size]
-    # As many rows at once as an iteration has: so no more memory is taken than in training.
-    most = max(session.config.train.samples // ranks.size, 1)
-    parts = list(calls(mine, each, most))
-    drawn = [sample(session, part, n, i) for i, (part, n) in enumerate(parts)]
+    mine = calls_of_rank(chosen, each, ranks.rank, ranks.size)
+    drawn = [(call, part, sample(session, part, n, call)) for call, part, n in mine]
     rows = ranks.together(
         lambda: [
-            row
-            for rollout, (part, _) in zip(drawn, parts, strict=True)
+            (call, row)
+            for call, part, rollout in drawn
             for row in valued(session, target, rollout, part)
         ]
     )
-    everyone = sorted(ranks.gather(rows), key=lambda row: row[0])
+    in_order = sorted(ranks.gather(rows), key=lambda each: (each[1][0], each[0]))
+    everyone = [row for _, row in in_order]  # by prompt, those of one as they were drawn
     numbers = {number: i for i, number in enumerate(chosen)}
     return Drawn(
         torch.tensor([values for _, _, values in everyone], dtype=torch.float64),
@@ -139,13 +137,13 @@ def draw(session: Session, target: Target) -> Drawn:
     )
 
 
-def sample(session: Session, numbers: Sequence[int], n: int, draw: int) -> Rollout:
+def sample(session: Session, numbers: Sequence[int], n: int, call: int) -> Rollout:
     """`n` responses of the reference to each of these prompts."""
     engine = decode_engine(session.config.sampling, session.tokenizer)
     batch = session.prompts.batch(numbers, session.ranks.device)
     with session.policy.reference() as reference:
         engine.sync(reference)
-        return engine.generate(batch, n, session.generator("fit", 0, draw))
+        return engine.generate(batch, n, session.generator("fit", 0, call, of_rank=False))
 
 
 def valued(

@@ -174,13 +174,17 @@ class Session:
 
     # -- randomness and order ------------------------------------------------------------------
 
-    def generator(self, purpose: str, step: int, draw: int = 0) -> torch.Generator:
+    def generator(
+        self, purpose: str, step: int, draw: int = 0, *, of_rank: bool = True
+    ) -> torch.Generator:
         """A generator that depends on seed, purpose, step, draw and rank, on nothing before it.
 
+        Without `of_rank` every rank has the same one.
         So there is no generator state to save: a resumed run draws what an unbroken one would.
         """
         # Hashed, because sums and products would let one seed's late steps be another's early ones.
-        name = f"{self.config.train.seed}/{purpose}/{step}/{draw}/{self.ranks.rank}"
+        rank = self.ranks.rank if of_rank else 0
+        name = f"{self.config.train.seed}/{purpose}/{step}/{draw}/{rank}"
         digest = hashlib.sha256(name.encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 

@@ -18,6 +18,8 @@ from rlalign.methods import METHODS
 from rlalign.session import Session
 from rlalign.trainer import Trainer
 from rlalign.types import ScoredRollout
+from rlalign.yardstick.measured import measure
+from rlalign.yardstick.numbers import as_json
 
 SECTIONS = {
     "dpg": {"divergence": "js", "lr": 1e-3},
@@ -30,7 +32,8 @@ def new_trainer(method: str) -> Trainer:
         rewards={"d": {"kind": "lexical.contains", "words": ["d"], "moment": 0.7}},
         sampling={"max_new_tokens": oracle.MAX_LENGTH, "samples_per_prompt": 4},
         train={"samples": 24},
-        target={"samples": 256, "rate": 0.2},
+        target={"samples": 256, "samples_per_prompt": 128, "rate": 0.2},
+        eval={"target_samples": 512, "samples_per_prompt": 256},
         # A large eps, because Adam blows up what is rounding where a gradient is about 0.
         optim={"micro_batch_tokens": 60, "eps": 1e-3},
         kl={"coef": 0.5},
@@ -54,7 +57,15 @@ def update(trainer: Trainer, scored: ScoredRollout) -> dict:
         "parameters": builders.parameters(trainer.session.policy),
         "stats": [{k: v for k, v in s.items() if not k.startswith("time/")} for s in stats],
         "lambdas": dict(trainer.target.lambdas),
+        "measured": measured(trainer),
     }
+
+
+def measured(trainer: Trainer) -> dict:
+    """The yardstick's numbers, and the texts behind them."""
+    found = measure(trainer.session, 0.5, trainer.target)
+    texts = [row["response"] for row in found.drawn.rows]
+    return {"numbers": as_json(found, {}), "texts": texts}
 
 
 def begin(trainer: Trainer) -> None:

@@ -23,14 +23,19 @@ def both(request, ranks) -> tuple[list[dict], dict]:
     """The two ranks' results and one process's on the same samples."""
     parts = ranks[request.param]
     trainer = target_update.new_trainer(request.param)
+    trainer.fit_target()
+    fitted = trainer.target.state_dict()
     target_update.begin(trainer)
-    return parts, target_update.update(trainer, joined([part["scored"] for part in parts]))
+    return parts, target_update.update(trainer, joined([part["scored"] for part in parts])) | {
+        "fitted": fitted
+    }
 
 
-def test_the_moment_is_fitted_once_for_all_ranks(both):
+def test_the_moment_is_fitted_to_the_same_samples_by_any_number_of_processes(both):
     (first, second), alone = both
     assert [first["world"], second["world"], alone["world"]] == [2, 2, 1]
     assert first["fitted"] == second["fitted"]
+    assert first["fitted"]["lambdas"]["d"] == pytest.approx(alone["fitted"]["lambdas"]["d"])
     assert 0.1 < first["fitted"]["lambdas"]["d"] < 5.0
 
 
@@ -56,3 +61,16 @@ def test_two_processes_say_what_one_says(both):
     for part in parts:
         for ours, theirs in zip(part["stats"], alone["stats"], strict=True):
             assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+
+
+def test_the_yardstick_draws_the_same_responses_on_any_number_of_processes(both):
+    (first, second), alone = both
+    assert first["measured"] == second["measured"]
+    assert len(alone["measured"]["texts"]) == 1024
+    assert first["measured"]["texts"] == alone["measured"]["texts"]
+    for of in ("policy", "reference"):
+        ours, theirs = (
+            each["measured"]["numbers"]["to_target"]["js"][of] for each in (first, alone)
+        )
+        assert ours["value"] is not None
+        assert ours == pytest.approx(theirs, rel=1e-3)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlalign.batches import calls, shares
+from rlalign.batches import calls_of_rank, shares
 from rlalign.evaluate import sample_rows
 from rlalign.generation import decode_engine
 from rlalign.policy import Policy, evaluate_rollout, logprobs_only
@@ -39,7 +39,8 @@ class Drawn:
 def draw(session: Session, coef: float, target: Target) -> Drawn:
     """As many of the policy as of the reference, in the yardstick's precision.
 
-    The same prompts and random numbers every time. `target` gives the potential and must be fitted.
+    The same prompts and random numbers every time, on any number of processes. `target` gives the
+    potential and must be fitted.
     """
     config, ranks = session.config, session.ranks
     prompts, count = shares(
@@ -50,27 +51,26 @@ def draw(session: Session, coef: float, target: Target) -> Drawn:
         "prompt(s)", prompts * count, count, prompts,
     )  # fmt: skip
     chosen = scheduled(len(session.eval_prompts), config.train.seed, 0, prompts)
-    mine = list(range(prompts))[ranks.rank :: ranks.size]
-    # As many rows at once as an iteration has: so no more memory is taken than in training.
-    most = max(config.train.samples // ranks.size, 1)
+    mine = calls_of_rank(range(prompts), count, ranks.rank, ranks.size)
     in_float32 = config.eval.dtype == "float32"
     policy = session.policy.in_float32() if in_float32 else session.policy
     found = [
-        (drawn_by, part, rollout)
+        (drawn_by, call, part, rollout)
         for drawn_by in DRAWN_BY
-        for i, (part, n) in enumerate(calls(mine, count, most))
-        for rollout in [sample(session, policy, drawn_by, [chosen[p] for p in part], n, i)]
+        for call, part, n in mine
+        for rollout in [sample(session, policy, drawn_by, [chosen[p] for p in part], n, call)]
     ]
     rows = ranks.together(
         lambda: [
-            row
-            for drawn_by, part, rollout in found
+            (call, row)
+            for drawn_by, call, part, rollout in found
             for row in read(session, policy, drawn_by, part, rollout, coef, target)
         ]
     )
     everyone = ranks.gather(rows)
-    everyone.sort(key=lambda row: (row[0], DRAWN_BY.index(row[1]["drawn_by"])))
-    return assembled(everyone)
+    # (prompt, who drew it, call); those of one call are in the order in which they were drawn.
+    everyone.sort(key=lambda each: (each[1][0], DRAWN_BY.index(each[1][1]["drawn_by"]), each[0]))
+    return assembled([row for _, row in everyone])
 
 
 def sample(
@@ -79,7 +79,7 @@ def sample(
     """`n` responses to each of these held-out prompts, of the policy or of its reference."""
     engine = decode_engine(session.config.sampling, session.tokenizer)
     batch = session.eval_prompts.batch(numbers, session.ranks.device)
-    generator = session.generator(f"yardstick {drawn_by}", 0, call)
+    generator = session.generator(f"yardstick {drawn_by}", 0, call, of_rank=False)
     if drawn_by == "policy":
         engine.sync(policy)
         return engine.generate(batch, n, generator)
