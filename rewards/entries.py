@@ -127,6 +127,11 @@ class RewardEntry:
     def is_constraint(self) -> bool:
         return self.moment is not None or self.hard
 
+    @property
+    def is_shaped(self) -> bool:
+        """Whether `shaped` changes values at all."""
+        return self.threshold is not None or self.scale != 1.0 or self.clip is not None
+
     def __post_init__(self) -> None:
         where = f"rewards.{self.name}"
         if self.on_error == "value" and self.error_value is None:

@@ -30,6 +30,7 @@ from rlalign.yardstick.numbers import FORMAT
 SHARED = {
     "reference_model": ("reference", "distances to different references do not compare"),
     "prompts": ("number of prompts", "numbers on different prompts do not compare"),
+    "dtype": ("precision", "bfloat16 moves a response's log-probability by about 0.2 nats"),
     "samples": ("number of samples", "intervals, and what has none, depend on it"),
     "seed": ("seed", "the prompts and the random numbers may be others"),
     "held_out": ("held-out prompts", "numbers on different prompts do not compare"),
@@ -152,8 +153,8 @@ def mismatches(found: Sequence[Measured]) -> list[str]:
             mine, theirs = first.content.get(key), other.content.get(key)
             if mine != theirs:
                 lines.append(f"{name}: {theirs} in {other.label}, {mine} in {first.label}: {why}")
-        mine, theirs = ({row["prompt"] for row in run.samples} for run in (first, other))
-        if mine != theirs and len(mine) == len(theirs):  # a different count is told above
+        same = [first.content[key] == other.content[key] for key in ("prompts", "prompts_hash")]
+        if same == [True, False]:  # a different count is told above
             lines.append(
                 f"prompts: those of {other.label} are others than those of {first.label}: numbers "
                 "on different prompts do not compare"
@@ -213,6 +214,7 @@ class Both(Part):
 
 class FeaturePart(Both):
     target: Number
+    shaped: bool = False
     role: str
     wish: tuple[FiniteFloat, FiniteFloat] | None
 
@@ -249,6 +251,7 @@ class EvalFile(Part):
 
     reference_model: str | None = None  # the first of format 1 did not name it
     prompts: int
+    prompts_hash: str
     samples: int
     target: TargetPart
     features: dict[str, FeaturePart]

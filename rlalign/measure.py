@@ -61,6 +61,7 @@ def measure(run_or_model: str, arguments: Sequence[str], out: str | None = None)
             "method": recorded_method(folder),
             "held_out": session.evaluates_on_held_out,
             "seed": config.train.seed,
+            "dtype": config.eval.dtype,
             "versions": versions(),
         }
     content = as_json(found, about)

@@ -71,7 +71,7 @@ def score_rollout(
         log_potential = target.potential_of(features, finished, smooth)
     return ScoredRollout(
         rollout=rollout,
-        rewards=torch.as_tensor(output.values, dtype=torch.float32, device=device),
+        rewards=torch.as_tensor(output.values, dtype=torch.float64),
         valid=torch.as_tensor(output.valid, dtype=torch.bool, device=device),
         score=score.to(device),
         token_rewards=token_rewards,
@@ -118,7 +118,7 @@ def score_given(
     none = score.new_zeros(len(rollout), 0)
     return ScoredRollout(
         rollout=rollout,
-        rewards=none,
+        rewards=none.double().cpu(),
         valid=none.bool(),
         score=score,
         token_rewards=place_credit(rollout, score),
@@ -205,7 +205,8 @@ def rollout_stats(
     everyone = torch.ones_like(scored.score, dtype=torch.bool)
 
     def mean(x: Tensor, mask: Tensor = everyone) -> float:
-        return float(masked_moments(x.float(), mask, sum_over_ranks)[0])
+        on_device = x.to(everyone.device, torch.float32)
+        return float(masked_moments(on_device, mask, sum_over_ranks)[0])
 
     score, variance = masked_moments(scored.score, everyone, sum_over_ranks)
     lengths = scored.rollout.response_mask.sum(1).float()

@@ -1,10 +1,12 @@
 """A trained model, whoever trained it, in a session's policy; its reference stays as it is."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import yaml
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -17,9 +19,13 @@ from rlalign.config import ConfigError
 from rlalign.models import first_line
 from rlalign.sections import RunConfig
 from rlalign.session import Session
+from rlalign.startup import say
 
 Run = TypeVar("Run", bound=RunConfig)
-BROKEN = (SafetensorError, OSError, KeyError, RuntimeError, ValueError, ImportError)
+BROKEN = (
+    SafetensorError, OSError, KeyError, RuntimeError, TypeError, ValueError, ImportError,
+    yaml.YAMLError,
+)  # fmt: skip
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -40,16 +46,55 @@ def settings_for(source: str, config: Run) -> Run:
     return type(config).model_validate({**config.model_dump(), "model": model})
 
 
+def check_base(source: str, config: RunConfig) -> None:
+    """Say so where what was trained names another base than the reference.
+
+    A warning, because one model has many names. ConfigError where a checkpoint's weights were
+    trained under other adapters than the configuration's: they may fit, and mean something else.
+    """
+    folder, model = Path(source).expanduser(), config.model
+    base = model.name
+    if is_checkpoint(folder):
+        own = saved_model(folder.absolute().parents[1] / "config.yaml")
+        base = str(own.get("name", base))
+        for key in ("lora", "quantization"):
+            given = model.model_dump()[key]
+            if key in own and own[key] != given:
+                raise ConfigError(
+                    f"{source} was trained under model.{key}={own[key]}, and here it is {given}; "
+                    "give the same, or leave --config out"
+                )
+    elif is_adapter(folder):
+        text = (folder / "adapter_config.json").read_text(encoding="utf-8")
+        base = json.loads(text).get("base_model_name_or_path") or base
+    where = embedded.path(model.name) if embedded.is_embedded(model.name) else Path(model.name)
+    if Path(base).name not in (where.name, Path(model.name).name):
+        say(
+            f"warning: {source} was trained from {base}, and is measured on model.name="
+            f"{model.name}; that is right only where the two are the same weights"
+        )
+
+
+def saved_model(file: Path) -> dict[str, Any]:
+    """The section `model` of a run's configuration; nothing where it was not kept."""
+    if not file.is_file():
+        return {}
+    found: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))["model"]
+    return found
+
+
 @torch.no_grad()
 def load_trained(session: Session, source: str) -> None:
     """Put a checkpoint, an adapter or a whole model into the session's policy, in float32.
 
     `source` is a folder, an embedded model's name or a hub id. Raises CheckpointError where the
-    weights do not fit, ConfigError where the model reads other tokens than the reference.
+    weights do not fit, ConfigError where the model reads other tokens than the reference or
+    `check_base` refuses it.
     """
     policy, name = session.policy, session.config.model.name
     folder = Path(source).expanduser()
     try:
+        check_base(source, session.config)
         if is_checkpoint(folder):
             saved = load_checkpoint(folder).tensors["policy"]
             for key, parameter in policy.trainable().items():

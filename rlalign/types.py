@@ -111,7 +111,7 @@ class Rollout:
 @dataclass(frozen=True)
 class ScoredRollout:
     rollout: Rollout
-    rewards: Tensor  # (B, R) float32, NaN where a reward did not apply
+    rewards: Tensor  # (B, R) float64 on the CPU, NaN where a reward did not apply
     valid: Tensor  # (B, R)
     score: Tensor  # (B,) float32: weighted, clipped, less the missing-EOS penalty; never normalised
     token_rewards: Tensor  # (B, T) float32, sums to the score; the KL is not in it

@@ -2,13 +2,13 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rewards import embedded
@@ -16,10 +16,8 @@ from rlalign.checkpoint import CheckpointError
 from rlalign.cli import main
 from rlalign.config import ConfigError, from_mapping
 from rlalign.dpg import main as dpg
-from rlalign.measure import measure
+from rlalign.measure import final_coef, measure
 from rlalign.methods import METHODS
-from rlalign.session import Session
-from rlalign.trained import load_trained, settings_for
 
 SETTINGS = {
     "model": {"name": "glass-tiny", "dtype": "float32"},
@@ -170,31 +168,6 @@ def test_a_model_that_somebody_else_trained_is_measured(place: Path, tmp_path: P
     assert found["to_reference"]["kl_policy_reference"]["low"] > 0.1
 
 
-@pytest.mark.parametrize("kind", [{"use_rslora": True}, {"use_dora": True}])
-def test_an_adapter_of_any_kind_is_measured_as_it_is(
-    place: Path, tmp_path: Path, kind: dict[str, bool]
-) -> None:
-    torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_pretrained(embedded.path("glass-tiny"))
-    lora = LoraConfig(r=4, lora_alpha=3, target_modules="all-linear", **kind)
-    adapted: Any = get_peft_model(base, lora)
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.05)
-    adapted.save_pretrained(tmp_path)
-    settings = SETTINGS | {"prompts": {"path": str(place / "prompts.jsonl")}}
-    config = from_mapping(METHODS["dpg"].run_model, settings)
-    with Session(settings_for(str(tmp_path), config)) as session:
-        load_trained(session, str(tmp_path))
-        ids = torch.tensor([[1, 2, 3, 4]])
-        with torch.no_grad():
-            found = session.policy.lm(ids).logits
-            torch.testing.assert_close(found, adapted(ids).logits, atol=1e-4, rtol=1e-4)
-            with session.policy.reference() as reference, adapted.disable_adapter():
-                assert torch.equal(reference.lm(ids).logits, adapted(ids).logits)
-
-
 def test_what_cannot_be_measured_is_refused_in_words(place: Path, tmp_path: Path) -> None:
     config = f"--config={place / 'a.yaml'}"
     with pytest.raises(ConfigError, match=r"has no config.yaml; say by --config FILE"):
@@ -212,15 +185,6 @@ def test_what_cannot_be_measured_is_refused_in_words(place: Path, tmp_path: Path
     other.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"different models|has shape"):
         measure(str(tmp_path), [config])
-
-
-def test_another_tokenizer_is_refused(place: Path, tmp_path: Path) -> None:
-    AutoModelForCausalLM.from_pretrained(embedded.path("glass-tiny")).save_pretrained(tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(embedded.path("glass-tiny"))
-    tokenizer.add_tokens(["wonderland"])
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"has another tokenizer than model.name"):
-        measure(str(tmp_path), [f"--config={place / 'a.yaml'}"])
 
 
 def test_too_few_samples_refuse_the_distance_and_say_so(
@@ -256,3 +220,31 @@ def test_a_run_is_measured_by_settings_that_its_method_could_not_train_with(
     assert found["support"]["refusal"].startswith("kl.coef=0")
     assert found["log_z"]["lower"]["value"] is None
     assert found["features"]["woman"]["policy"]["value"] > 0
+
+
+def test_under_an_adaptive_coefficient_the_target_is_that_of_its_last_value(
+    place: Path, tmp_path: Path
+) -> None:
+    settings = SETTINGS | {
+        "prompts": {"path": str(place / "prompts.jsonl")},
+        "rewards": {"the": {"kind": "lexical.contains", "words": ["the"]}},
+        "kl": {"coef": 0.5, "target": 0.1, "horizon": 100},
+        "run": {"dir": str(tmp_path), "name": "run"},
+        "reinforce": {"lr": 1e-3},
+    }
+    del settings["dpg"]
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["reinforce", f"--config={tmp_path / 'a.yaml'}"]) == 0
+    run = tmp_path / "run"
+    config = from_mapping(METHODS["reinforce"].run_model, settings)
+    coef = final_coef(run, config)
+    assert coef != 0.5
+    assert final_coef(run / "checkpoints" / "step-000003", config) == coef
+    found = measure(str(run), [])
+    assert found["target"]["beta"] == coef
+    shutil.rmtree(run / "checkpoints")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    begun = [row["kl/coef"] for row in rows if "kl/coef" in row]
+    assert final_coef(run, config) == begun[-1] != begun[0]
+    fixed = from_mapping(METHODS["reinforce"].run_model, settings | {"kl": {"coef": 0.5}})
+    assert final_coef(run, fixed) == 0.5

@@ -18,7 +18,6 @@ from rlalign.yardstick.estimators import (
     mean_under_target,
 )
 from rlalign.yardstick.evidence import Evidence
-from rlalign.yardstick.log_z import log_z_bounds
 from rlalign.yardstick.support import pareto_k, support_of
 
 REPETITIONS = 200
@@ -176,47 +175,6 @@ def test_pareto_k_is_the_shape_of_the_tail(shape):
 
 def test_weights_that_are_all_the_same_have_no_tail():
     assert pareto_k(torch.ones(1000)) == -math.inf
-
-
-# -- log Z -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("hard", [False, True])
-def test_log_z_lies_between_its_bounds(hard):
-    """The mean of many lower bounds is below it, of many upper bounds above; neither by much."""
-    this, highest = world(1, hard=hard, gap=1.0), 0.0 if hard else 4.0
-    exact = float(this.log_z.mean())
-    found = [log_z_bounds(this.sample(512, s), highest, seeded(s)) for s in range(100)]
-    lower = torch.tensor([each.lower.value for each in found])
-    upper = torch.tensor([each.upper.value for each in found])
-    error = 2 * float(torch.maximum(lower.std(), upper.std())) / 10
-    assert exact - 0.05 < lower.mean() < exact + error
-    assert exact - error < upper.mean() < exact + 0.05
-    holds = [each.lower.interval[0] <= exact and exact <= each.upper.interval[1] for each in found]
-    assert sum(holds) >= 88
-
-
-def test_a_single_sample_bounds_log_z_from_both_sides_by_far():
-    """K = 1 or so: the gap is the two KLs between the mixture and the target."""
-    this = world(1, gap=1.0)
-    found = [log_z_bounds(this.sample(48, s), 4.0, seeded(s)) for s in range(200)]
-    exact = float(this.log_z.mean())
-    two_sided = [each for each in found if each.upper.value is not None]
-    assert len(two_sided) > 50
-    lower = sum(each.lower.value for each in found) / len(found)
-    upper = sum(each.upper.value for each in two_sided) / len(two_sided)
-    assert lower < exact - 0.01 and exact + 0.01 < upper
-
-
-def test_without_an_upper_bound_of_the_potential_log_z_is_one_sided():
-    found = log_z_bounds(world(1).sample(256, 0), None, seeded(0))
-    assert found.lower.value is not None and found.upper.value is None
-    assert "one-sided: the potential has no upper bound" in found.upper.note
-
-
-def test_without_exact_samples_log_z_is_one_sided():
-    found = log_z_bounds(world(1).sample(256, 0), 30.0, seeded(0))
-    assert "one-sided: rejection found only 0 exact sample(s)" in found.upper.note
 
 
 # -- a lambda that comes from the same samples -----------------------------------------------------

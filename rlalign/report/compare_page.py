@@ -125,7 +125,8 @@ def picture(runs: Sequence[Run]) -> str:
     )
     return f'<p class="soft legend">{legend}</p><div class="panels">{panels}</div>' + paragraphs([
         "The large sign is where a run ended, with 95% intervals; the line is its way there in "
-        "training, smoothed; small circles are its held-out prompts; dotted is what was asked."
+        "training, smoothed; small circles are its held-out prompts; dotted is what was asked. "
+        "A reward with a scale, clip or threshold has no way there: a run logs the value itself."
     ])  # fmt: skip
 
 

@@ -84,7 +84,8 @@ def panel(runs: Sequence[Run], key: str, wish: Sequence[float], look: Look) -> F
         point(ax, {**UNKNOWN, "value": 0.0}, final(run, "reference", key), GREY, "o")
     for index, run in enumerate(runs):
         color, shape = sign(index)
-        draw_way(ax, run, key, color)
+        if not is_shaped(run, key):
+            draw_way(ax, run, key, color)
         kl = run.content["to_reference"]["kl_policy_reference"]
         point(ax, kl, final(run, "policy", key), color, SIGNS[shape])
     for end in wish:
@@ -104,6 +105,12 @@ def draw_way(ax: Axes, run: Run, key: str, color: str) -> None:
     line = "none" if len(x) else "-"
     x, y = way(run, "eval/kl", f"eval/{key}")
     ax.plot(x, y, color=color, ls=line, lw=1.0, marker="o", ms=3.5, mfc="none", mew=0.9, alpha=0.8)
+
+
+def is_shaped(run: Run, key: str) -> bool:
+    """Whether what a run logs under `key` is the value before scale, clip and threshold."""
+    feature = run.content["features"].get(key.removeprefix("reward/"), {})
+    return bool(feature.get("shaped", False))
 
 
 def way(run: Run, kl: str, key: str) -> tuple[np.ndarray, np.ndarray]:

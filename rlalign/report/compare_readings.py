@@ -29,7 +29,7 @@ def settings(runs: Sequence[Run]) -> list[Run]:
     found: dict[tuple[Any, ...], Run] = {}
     for run in runs:
         content = run.content
-        key = content["target"]["hash"], content.get("reference_model"), content["prompts"]
+        key = content["target"]["hash"], content.get("reference_model"), content["prompts_hash"]
         found.setdefault(key, run)
     return list(found.values())
 

@@ -38,6 +38,7 @@ class Feature:
     role: str  # weight, moment, hard, judge, or metric
     kind: str
     wish: tuple[float, float] | None
+    is_shaped: bool  # by scale, clip or threshold: the means are not those that a run logs
     means: Mapping[str, Estimate]  # policy, reference, target
 
 
@@ -179,7 +180,7 @@ def features_of(
         else:
             means["target"] = mean_under_target(evidence, i)
         role = role_of(entry, session.config.audit.judges)
-        found[entry.name] = Feature(role, entry.kind, entry.moment, means)
+        found[entry.name] = Feature(role, entry.kind, entry.moment, entry.is_shaped, means)
     return found
 
 

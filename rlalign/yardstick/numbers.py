@@ -1,5 +1,6 @@
 """A yardstick as JSON, and the samples behind it."""
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,7 @@ def as_json(found: Yardstick, about: Mapping[str, Any]) -> dict[str, Any]:
             **about,
             "samples": int(evidence.is_policys.sum()),
             "prompts": evidence.prompts,
+            "prompts_hash": prompts_hash(found.drawn.rows),
             "target": {
                 "formula": str(target),
                 "notes": list(found.notes),
@@ -37,6 +39,7 @@ def as_json(found: Yardstick, about: Mapping[str, Any]) -> dict[str, Any]:
                     "role": feature.role,
                     "kind": feature.kind,
                     "wish": feature.wish,
+                    "shaped": feature.is_shaped,
                     **{of: shown(each) for of, each in feature.means.items()},
                 }
                 for name, feature in found.features.items()
@@ -60,6 +63,12 @@ def as_json(found: Yardstick, about: Mapping[str, Any]) -> dict[str, Any]:
         }
     )
     return content
+
+
+def prompts_hash(rows: Iterable[Row]) -> str:
+    """sha256 of the prompts, and of what the rewards read of their data, in any order."""
+    told = {json.dumps([row["prompt"], row.get("columns")], sort_keys=True) for row in rows}
+    return hashlib.sha256("\n".join(sorted(told)).encode()).hexdigest()
 
 
 def rows_of(found: Yardstick, of: str) -> list[Row]:

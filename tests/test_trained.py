@@ -1,0 +1,135 @@
+"""What `rlalign eval` loads: adapters and checkpoints, and whether they belong to the reference."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rewards import embedded
+from rlalign.checkpoint import CheckpointError
+from rlalign.cli import main
+from rlalign.config import ConfigError, from_mapping
+from rlalign.measure import measure
+from rlalign.methods import METHODS
+from rlalign.session import Session
+from rlalign.trained import load_trained, settings_for
+
+SETTINGS: dict[str, Any] = {
+    "model": {"name": "glass-tiny", "dtype": "float32", "lora": {"r": 4, "alpha": 8.0}},
+    "sampling": {"max_new_tokens": 8, "samples_per_prompt": 8},
+    "rewards": {"the": {"kind": "lexical.contains", "words": ["the"]}},
+    "kl": {"coef": 1.0},
+    "train": {"iterations": 2, "samples": 16, "threads": 1},
+    "reinforce": {"lr": 1e-2},
+    "eval": {"every": 0, "target_samples": 128, "samples_per_prompt": 64},
+    "trackers": [],
+}
+IDS = torch.tensor([[1, 2, 3, 4]])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run under LoRA, with its checkpoint and its saved adapter."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "prompts.jsonl").write_text('{"prompt": "Alice"}\n{"prompt": "The Queen"}\n')
+    settings = SETTINGS | {
+        "prompts": {"path": str(folder / "prompts.jsonl")},
+        "run": {"dir": str(folder), "name": "run"},
+    }
+    (folder / "a.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["reinforce", f"--config={folder / 'a.yaml'}"]) == 0
+    return folder / "run"
+
+
+def settings_of(run: Path, **model: Any) -> Any:
+    settings = SETTINGS | {"prompts": {"path": str(run.parent / "prompts.jsonl")}}
+    settings["model"] = SETTINGS["model"] | model
+    return from_mapping(METHODS["reinforce"].run_model, settings)
+
+
+def logits(source: Path, config: Any) -> torch.Tensor:
+    with Session(settings_for(str(source), config)) as session, torch.no_grad():
+        load_trained(session, str(source))
+        found: torch.Tensor = session.policy.lm(IDS).logits
+        return found
+
+
+def test_a_checkpoint_under_lora_is_the_adapter_that_was_saved(run: Path) -> None:
+    reference = AutoModelForCausalLM.from_pretrained(embedded.path("glass-tiny"))
+    of_adapter = logits(run / "model", settings_of(run))
+    of_checkpoint = logits(run / "checkpoints" / "step-000002", settings_of(run))
+    torch.testing.assert_close(of_checkpoint, of_adapter, atol=1e-4, rtol=1e-4)
+    assert float((reference(IDS).logits.detach() - of_adapter).abs().max()) > 0.01
+
+
+def test_a_checkpoint_is_refused_under_other_adapters_than_its_own(run: Path) -> None:
+    checkpoint = run / "checkpoints" / "step-000002"
+    config = settings_of(run, lora={"r": 4, "alpha": 80.0})  # the same shapes
+    with pytest.raises(ConfigError, match=r"was trained under model.lora=.*'alpha': 8.0"):
+        logits(checkpoint, config)
+
+
+def test_another_base_than_the_reference_is_told(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logits(run / "model", settings_of(run))
+    assert "was trained from" not in capsys.readouterr().err
+    saved = tmp_path / "adapter"
+    saved.mkdir()
+    for file in (run / "model").iterdir():
+        if file.is_file():
+            (saved / file.name).write_bytes(file.read_bytes())
+    told = json.loads((saved / "adapter_config.json").read_text())
+    told["base_model_name_or_path"] = "somebody/glass-small"
+    (saved / "adapter_config.json").write_text(json.dumps(told))
+    logits(saved, settings_of(run))
+    said = capsys.readouterr().err
+    assert "was trained from somebody/glass-small, and is measured on model.name=glass-tiny" in said
+
+
+def test_a_damaged_adapter_is_refused_in_words(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base')
+    with pytest.raises(CheckpointError, match=r"holds no weights that fit model.name=glass-tiny"):
+        logits(tmp_path, settings_of(run))
+
+
+def test_a_name_that_is_nowhere_is_refused_in_words(run: Path, tmp_path: Path) -> None:
+    config = f"--config={run.parent / 'a.yaml'}"
+    with pytest.raises(CheckpointError, match=r"no-such-model holds no weights that fit"):
+        measure("no-such-model", [config], str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", [{"use_rslora": True}, {"use_dora": True}])
+def test_an_adapter_of_any_kind_is_measured_as_it_is(
+    run: Path, tmp_path: Path, kind: dict[str, bool]
+) -> None:
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(embedded.path("glass-tiny"))
+    lora = LoraConfig(r=4, lora_alpha=3, target_modules="all-linear", **kind)
+    adapted: Any = get_peft_model(base, lora)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    adapted.save_pretrained(tmp_path)
+    with Session(settings_for(str(tmp_path), settings_of(run))) as session:
+        load_trained(session, str(tmp_path))
+        with torch.no_grad():
+            found = session.policy.lm(IDS).logits
+            torch.testing.assert_close(found, adapted(IDS).logits, atol=1e-4, rtol=1e-4)
+            with session.policy.reference() as reference, adapted.disable_adapter():
+                assert torch.equal(reference.lm(IDS).logits, adapted(IDS).logits)
+
+
+def test_another_tokenizer_is_refused(run: Path, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(embedded.path("glass-tiny")).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(embedded.path("glass-tiny"))
+    tokenizer.add_tokens(["wonderland"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"has another tokenizer than model.name"):
+        logits(tmp_path, settings_of(run))
