@@ -35,6 +35,7 @@ class Target:
     errors: Mapping[str, float] = field(default_factory=dict)  # standard errors of the lambdas
     log_epsilon: Mapping[str, float] = field(default_factory=dict)  # of what is hard, smoothed
     bases: Mapping[str, float] = field(default_factory=dict)  # the moments' means under `a`
+    kl_target: float | None = None  # nats that beta is steered to; None: beta stays
     rewards: RewardSet | None = field(default=None, compare=False, repr=False)
 
     # -- what it is ----------------------------------------------------------------------------
@@ -77,6 +78,8 @@ class Target:
                 factor = entry.weight_at(None) / self.beta if self.beta else math.inf
                 terms.append(f"{factor:.4g}·{entry.name}(x, y)")
                 notes.append(f"{factor:.4g} = weight {entry.weight_at(None):g} / β {self.beta:g}")
+                if self.kl_target is not None:
+                    notes[-1] += f" at the start; β is steered to {self.kl_target:g} nats of KL"
         if self.score.missing_eos_penalty and self.beta:
             terms.append(f"{-self.score.missing_eos_penalty / self.beta:.4g}·[y has no end]")
         formula = "P_T(y|x) ∝ a(y|x)"
@@ -219,7 +222,10 @@ def declare(config: RunConfig, rewards: RewardSet) -> Target:
     reference |= {"temperature": sampling.temperature, "max_new_tokens": sampling.max_new_tokens}
     if sampling.stop:
         reference["stop"] = list(sampling.stop)
-    return Target(entries, config.kl.coef, config.score, reference, rewards=rewards)
+    return Target(
+        entries, config.kl.coef, config.score, reference,
+        kl_target=config.kl.target, rewards=rewards,
+    )  # fmt: skip
 
 
 def shaped(values: Tensor, entry: RewardEntry) -> Tensor:

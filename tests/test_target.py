@@ -84,6 +84,12 @@ def test_the_printed_form_is_the_formula():
     assert "    λ_women = 2 ± 0.1, so that E[women] = 0.4" in fitted.splitlines()
 
 
+def test_the_printed_form_says_where_beta_moves():
+    made = target({"rate": RATE | {"weight": 3.0}}, kl={"coef": 0.5, "target": 2.0})
+    note = "    6 = weight 3 / β 0.5 at the start; β is steered to 2 nats of KL"
+    assert note in str(made).splitlines()
+
+
 def test_the_hash_is_of_the_wish_and_of_all_that_the_target_depends_on():
     rewards = {"rate": RATE | {"moment": 0.4}}
     made = target(rewards)

@@ -64,7 +64,8 @@ def measure(session: Session, coef: float, target: Target, unfitted: str = "") -
     `unfitted` says why it has none of its own yet, where it has none.
     """
     drawn = draw(session, coef, target)
-    declared = replace(target, beta=coef)  # with an adaptive coefficient, the one it ended with
+    # With an adaptive coefficient, the one it ended with.
+    declared = replace(target, beta=coef, kl_target=None)
     target, notes, columns = refitted(declared, drawn)
     drawn = with_target(drawn, target)
     drawn = replace(drawn, evidence=replace(drawn.evidence, fitted=columns))
