@@ -2,13 +2,17 @@ import math
 from dataclasses import replace
 
 import builders
+import oracle
 import pytest
 import torch
 from ppo_batch import MASK, NORM, ROLLOUT, SCORES, given, moved_policy, settings, stir
 from torch.testing import assert_close
 
 from rlalign.algorithms.ppo import PPO, PPOBatch
+from rlalign.algorithms.reinforce import Reinforce, ReinforceBatch
+from rlalign.config import from_mapping
 from rlalign.importance import sampler_cap, sampler_stats, sampler_weights
+from rlalign.methods import METHODS
 from rlalign.policy import all_outputs, evaluate_rollout
 from rlalign.scoring import score_given
 from rlalign.types import Norm
@@ -56,26 +60,36 @@ def test_the_cap_is_the_setting_and_auto_is_vllms(setting, engine, cap):
     assert ppo.sampler_cap == cap
 
 
-def prepared(shift, cap, **sections):
-    """PPO's batch of four responses whose sampler was `shift` nats below the trainer."""
+def prepared(shift, cap, method=PPO, **sections):
+    """A method's loss of four responses whose sampler was `shift` nats below the trainer."""
     policy = moved_policy()
     own = evaluate_rollout(policy, ROLLOUT, all_outputs, 100)["logprobs"]
     rollout = replace(ROLLOUT, logprobs=torch.where(MASK, own - shift, math.nan))
-    sections["ppo"] = {"sampler_correction": cap} | sections.get("ppo", {})
-    ppo = PPO(settings(**sections))
-    batch, stats = ppo.prepare(policy, score_given(rollout, SCORES, policy, 100))
+    run = METHODS[method.name].run_model
+    sections[method.name] = {"sampler_correction": cap}
+    learner = method(from_mapping(run, oracle.config(**sections), rewards_given=True))
+    batch, stats = learner.prepare(policy, score_given(rollout, SCORES, policy, 100))
     stir(policy)
     policy.zero_grad()
-    out = ppo.loss(policy, batch, NORM)
+    out = learner.loss(policy, batch, NORM)
     out.loss.backward()
     return out, stats, {name: p.grad for name, p in policy.trainable().items()}
 
 
 @pytest.mark.parametrize("kl", [{}, {"placement": "loss", "estimator": "k2"}])
 def test_where_sampler_and_trainer_agree_the_loss_is_the_same_bit_for_bit(kl):
-    (on, stats, gradients), (off, _, plain) = (prepared(0.0, cap, kl=kl) for cap in (2.0, None))
-    assert torch.equal(on.loss, off.loss) and stats["ppo/sampler_weight"] == 1.0
-    assert all(torch.equal(gradients[name], plain[name]) for name in plain)
+    same_bit_for_bit(*(prepared(0.0, cap, kl=kl) for cap in (2.0, None)))
+
+
+def test_where_they_agree_reinforce_is_the_same_bit_for_bit():
+    sections = {"method": Reinforce, "sampling": {"samples_per_prompt": 2}}
+    same_bit_for_bit(*(prepared(0.0, cap, **sections) for cap in (2.0, None)))
+
+
+def same_bit_for_bit(on, off):
+    (corrected, stats, gradients), (plain, _, wanted) = on, off
+    assert torch.equal(corrected.loss, plain.loss) and stats["ppo/sampler_weight"] == 1.0
+    assert all(torch.equal(gradients[name], wanted[name]) for name in wanted)
 
 
 @pytest.mark.parametrize("kl", [{"coef": 0.1}, {"placement": "loss", "estimator": "k2"}])
@@ -97,3 +111,21 @@ def test_the_loss_by_hand():
     ppo = PPO(settings(ppo={"sampler_correction": 2.0, "vf_coef": 0.0}))
     loss = ppo.loss(given(zero), batch, Norm(2.0, 1.0)).loss
     assert_close(loss, torch.tensor(-(0.5 * 1.0 + 2.0 * 2.0) / 2))
+
+
+def test_the_loss_of_reinforce_by_hand():
+    """A gain of 3 over a baseline of 1, and the same two tokens; no KL is charged."""
+    sampler = torch.tensor([[0.5, 4.0, 1e9]]).log().neg()
+    row = builders.rollout(["b"], extra_padding=1)
+    zero, none = torch.zeros(1, 3), torch.zeros(1, dtype=torch.float64)
+    weight = sampler_weights(zero, sampler, row.action_mask, 2.0)
+    batch = ReinforceBatch(row, none, none, none + 3.0, none + 1.0, weight)
+    logprobs = zero.clone().requires_grad_()
+    kl = {"coef": 0.0}
+    config = oracle.config(kl=kl, sampling={"samples_per_prompt": 2})
+    run = METHODS["reinforce"].run_model
+    loss = Reinforce(from_mapping(run, config, rewards_given=True)).loss(
+        given(logprobs), batch, Norm(2.0, 1.0)
+    )
+    loss.loss.backward()
+    assert_close(logprobs.grad, torch.tensor([[-2.0 * 0.5, -2.0 * 2.0, 0.0]]))

@@ -15,6 +15,7 @@ from rlalign.batches import rows_of, shuffled_parts
 from rlalign.behaviour import behaviour
 from rlalign.fields import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
 from rlalign.gae import gae, value_error
+from rlalign.importance import WHAT as CORRECTION
 from rlalign.importance import sampler_cap, sampler_stats, sampler_weights
 from rlalign.kl import IN_THE_LOSS, KLController, check_kl, kl_charge, kl_tokens, safe_exp
 from rlalign.masking import SumOverRanks, masked_moments, masked_sum, masked_whiten, one_rank
@@ -76,9 +77,7 @@ class PPOSection(Section):
         0, description="iterations at the start in which only the value head learns"
     )
     sampler_correction: Literal["auto"] | Annotated[float, Field(ge=1)] | None = Field(
-        "auto",
-        description="cap on each token's weight, its probability under the trainer over that under "
-        "the sampler; null: no weights; auto: 2 where `sampling.engine` is vllm, else null",
+        "auto", description=CORRECTION
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -20,6 +20,8 @@ from rlalign.batches import rows_of, shuffled_parts
 from rlalign.behaviour import behaviour
 from rlalign.config import ConfigError
 from rlalign.fields import Positive, PositiveFloat, Section
+from rlalign.importance import WHAT as CORRECTION
+from rlalign.importance import sampler_cap, sampler_stats, sampler_weights
 from rlalign.kl import KLController
 from rlalign.masking import SumOverRanks, masked_moments, one_rank, whole_response
 from rlalign.optimum import shared_warnings
@@ -41,6 +43,9 @@ class ReinforceSection(Section):
         "leave_one_out",
         description="subtracted from a response's gain: the mean of the prompt's other responses",
     )
+    sampler_correction: Literal["auto"] | Annotated[float, Field(ge=1)] | None = Field(
+        "auto", description=CORRECTION
+    )
 
 
 class ReinforceRun(RunConfig):
@@ -60,6 +65,7 @@ class ReinforceBatch:
     log_ref: Tensor  # (B,)
     score: Tensor  # (B,)
     baseline: Tensor  # (B,) of the gain, score - beta log(policy / reference)
+    sampler_weight: Tensor  # (B, T) correction for a sampler that is not the trainer
 
     def rows(self, index: Tensor) -> "ReinforceBatch":
         """The chosen samples, trimmed to the longest of them."""
@@ -78,6 +84,7 @@ class Reinforce:
         self.config = config.reinforce
         self.warnings = shared_warnings(config)
         self.controller = KLController(config.kl)
+        self.sampler_cap = sampler_cap(self.config.sampler_correction, config.sampling.engine)
         self.sum_over_ranks: SumOverRanks = one_rank
         self.gather: Gather = same
         self.budget = MOST
@@ -103,7 +110,7 @@ class Reinforce:
     ) -> tuple[ReinforceBatch, dict[str, float]]:
         """Each response's log-probabilities and baseline, and what to log about them."""
         rollout, mask = scored.rollout, scored.rollout.action_mask
-        old, _ = behaviour(policy, rollout, self.budget)
+        old, read = behaviour(policy, rollout, self.budget)
         log_old = whole_response(old["logprobs"], mask)
         log_ref = whole_response(scored.ref_logprobs, mask)
         self.last_kl = log_old - log_ref
@@ -116,8 +123,12 @@ class Reinforce:
         _, spread = masked_moments((gain - baseline).float(), everyone, self.sum_over_ranks)
         entropy, _ = masked_moments(old["entropy"], mask, self.sum_over_ranks)
         self._measured_kl = float(kl)
-        batch = ReinforceBatch(rollout, log_old, log_ref, scored.score.double(), baseline)
+        sampler = old["logprobs"], rollout.logprobs
+        weight = sampler_weights(*sampler, mask, self.sampler_cap)
+        score = scored.score.double()
+        batch = ReinforceBatch(rollout, log_old, log_ref, score, baseline, weight)
         return batch, {
+            **sampler_stats(*sampler, mask & read, self.sampler_cap, self.sum_over_ranks),
             "kl/ref": self._measured_kl,
             "kl/coef": self.kl_coef,
             "entropy": float(entropy),
@@ -134,14 +145,17 @@ class Reinforce:
     def loss(self, policy: torch.nn.Module, batch: ReinforceBatch, norm: Norm) -> LossOutput:
         """Whose gradient is minus that of E_old[pi/old (gain - b) log pi], gain and b held still.
 
-        The gain's KL is that of the policy as it is now, as in PPO.
+        The gain's KL is that of the policy as it is now, as in PPO; so is the correction of a
+        sampler that is not the trainer, token by token.
         """
+        mask = batch.rollout.action_mask
         out = policy(*tensors(batch.rollout), logprobs_and_values)
-        log_policy = whole_response(out["logprobs"], batch.rollout.action_mask)
+        log_policy = whole_response(out["logprobs"], mask)
         held = log_policy.detach()
         gain = batch.score - self.kl_coef * (held - batch.log_ref)
         advantage = (held - batch.log_old).exp() * (gain - batch.baseline)
-        loss = -(advantage * log_policy).sum() / norm.sequences
+        weighted = whole_response(batch.sampler_weight * out["logprobs"], mask)
+        loss = -(advantage * weighted).sum() / norm.sequences
         # Weight 0 rather than left out: DDP waits for every parameter's gradient.
         loss = loss + 0.0 * out["values"].sum()
         return LossOutput(loss, {"reinforce/loss": loss.detach()})
