@@ -229,6 +229,7 @@ class TargetPart(Part):
 class SupportPart(Part):
     ess: FiniteFloat
     pareto_k: FiniteFloat | None
+    is_whole: bool
     refusal: str
 
 

@@ -20,6 +20,11 @@ def feature(role: str, policy: dict, reference: dict, target: dict, wish=None) -
     return {"role": role, "kind": "k", "wish": wish} | means
 
 
+def support(**changes: Any) -> dict[str, Any]:
+    good = {"ess": 80.0, "pareto_k": 0.2, "threshold": 0.6, "is_whole": False, "refusal": ""}
+    return good | changes
+
+
 def content(distance: float = 0.5, **changes: Any) -> dict[str, Any]:
     """What `rlalign eval` writes, the distances all the same."""
     both = {"policy": known(distance), "reference": known(3.0)}
@@ -52,7 +57,13 @@ def content(distance: float = 0.5, **changes: Any) -> dict[str, Any]:
             "kl_policy_reference": known(distance),
             "kl_reference_policy": known(distance),
         },
-        "support": {"ess": 80.0, "pareto_k": 0.2, "threshold": 0.6, "refusal": ""},
+        "support": {
+            "ess": 80.0,
+            "pareto_k": 0.2,
+            "threshold": 0.6,
+            "is_whole": False,
+            "refusal": "",
+        },
         "log_z": {"lower": known(-1.0), "upper": known(-0.9), "exact_samples": 9},
         "texts": {"policy": texts | {"distinct_2": 0.4, "unfinished": 0.25}, "reference": texts},
         "witnesses": {

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compared import NONE, content, run, written
+from compared import NONE, content, run, support, written
 
 from rlalign.cli import main
 from rlalign.compare import compare, labels_of, load, mismatches, rows_of, table
@@ -37,7 +37,7 @@ def test_runs_that_do_not_compare_are_warned_of():
 
 def test_the_table_fits_the_terminal():
     names = ["a-name-that-is-longer-than-most-names-are-0", "a-name-that-is-longer-than-most-1"]
-    refusal = {"ess": 3.0, "pareto_k": None, "threshold": 0.6, "refusal": "word " * 40}
+    refusal = support(ess=3.0, pareto_k=None, refusal="word " * 40)
     shown = table([run(names[0]), run(names[1]), run("three", support=refusal)])
     lines = shown.splitlines()
     assert max(map(len, lines)) <= 80

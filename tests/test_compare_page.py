@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from compared import NONE, content, feature, known, row_of, run, section_of
+from compared import NONE, content, feature, known, row_of, run, section_of, support
 
 from rlalign.compare import Measured
 from rlalign.report import compare_pictures
@@ -54,7 +54,7 @@ def test_text_of_a_run_is_never_markup():
             f"{HOSTILE} 2": hostile.content["features"]["asked"],
         },
         "witnesses": {"too_often": witness},
-        "support": {"ess": 0.0, "pareto_k": None, "threshold": 0.5, "refusal": HOSTILE},
+        "support": support(ess=0.0, pareto_k=None, refusal=HOSTILE),
         "log_z": {"lower": known(1.0), "upper": NONE | {"note": f"{HOSTILE} 3"}},
     }
     page = compare_page([Measured(HOSTILE, everything, samples, [])], [HOSTILE])
@@ -172,7 +172,7 @@ def test_a_feature_that_only_one_run_has_is_shown():
 
 
 def test_refusals_stand_below_the_table():
-    refused = {"ess": 3.0, "pareto_k": None, "threshold": 0.6, "refusal": "the tail is too heavy"}
+    refused = support(ess=3.0, pareto_k=None, refusal="the tail is too heavy")
     none = NONE | {"note": "the tail is too heavy"}
     nowhere = {name: {"policy": none, "reference": none} for name in content()["to_target"]}
     one = run("one", support=refused, to_target=nowhere)

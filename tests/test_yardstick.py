@@ -7,6 +7,7 @@ import pytest
 import torch
 from builders import seeded
 from exact_evidence import World, world
+from torch import Tensor
 
 from rlalign.divergences import DIVERGENCES
 from rlalign.moments import Samples, fit
@@ -158,6 +159,62 @@ def heavy(n: int, shape: float, seed: int = 0) -> Evidence:
 def test_a_tail_that_is_too_heavy_is_refused():
     assert "tail is too heavy (Pareto k" in support_of(heavy(4000, 1.2)).refusal
     assert support_of(heavy(4000, 0.2)).refusal == ""
+
+
+def far(shape: str, prompts: int, n: int, seed: int) -> tuple[Evidence, float, float]:
+    """Samples of a policy far from its reference, the potential's bound, and the exact KL(P_T|pi).
+
+    What is wished holds of a twentieth of the reference's responses and of nine in ten of the
+    policy's; the rest of a response is twenty normal numbers, whose mean the policy has moved.
+    """
+    base, reached, gap = 0.05, 0.9, 7.0
+    generator, count = seeded(seed), 2 * n * prompts
+    is_policys = (torch.arange(2 * n) < n).repeat(prompts)
+    moved = torch.zeros(20, dtype=torch.float64)
+    moved[0] = gap
+    x = torch.randn(count, 20, generator=generator, dtype=torch.float64)
+    x = x + is_policys.double().unsqueeze(1) * moved
+    drawn = torch.rand(count, generator=generator, dtype=torch.float64)
+    hit = (drawn < torch.where(is_policys, reached, base)).double()
+
+    def log_density(rate: float, mean: Tensor | float) -> Tensor:
+        rates = torch.where(hit > 0, rate, 1.0 - rate).double()
+        return -0.5 * ((x - mean) ** 2).sum(1) + rates.log()
+
+    wish = 1.0 if shape == "hard" else 0.5
+    factor = math.log(wish / (1 - wish) * (1 - base) / base) if wish < 1 else 0.0
+    potential = factor * hit if wish < 1 else torch.where(hit > 0, 0.0, -math.inf).double()
+    kl = wish * math.log(wish / reached) + gap**2 / 2
+    if wish < 1:
+        kl += (1 - wish) * math.log((1 - wish) / (1 - reached))
+    prompt = torch.arange(prompts).repeat_interleave(2 * n)
+    evidence = Evidence(
+        log_density(reached, moved), log_density(base, 0.0), potential, hit.unsqueeze(1), prompt,
+        is_policys,
+    )  # fmt: skip
+    return evidence, factor, kl
+
+
+@pytest.mark.parametrize(("prompts", "n"), [(4, 512), (1, 1024)])
+@pytest.mark.parametrize("shape", ["hard", "moment"])
+def test_weights_that_crowd_at_their_largest_value_have_no_tail(shape, prompts, n):
+    """Of a target of two values the heaviest weights are all but the same: k is that of a crowd."""
+    found, ks = [], []
+    for seed in range(40):
+        evidence, highest, exact = far(shape, prompts, n, seed)
+        support = support_of(evidence, highest)
+        assert support.refusal == "" and support.is_whole
+        found.append(divergence_to_target(evidence, "forward_kl"))
+        ks.append(support.pareto_k)
+    assert max(ks) > 0.7 or shape == "moment"
+    assert covered(found, exact) >= 33  # of 40 intervals at 95%, in all but one in ten thousand
+
+
+def test_a_bound_that_no_sample_comes_near_leaves_the_tail_in_doubt():
+    evidence = heavy(4000, 1.2)
+    most = float(evidence.log_potential.max())
+    assert "tail is too heavy" in support_of(evidence, most + 5.0).refusal
+    assert "tail is too heavy" not in support_of(evidence, most).refusal
 
 
 def test_samples_that_are_worth_few_are_refused():

@@ -292,12 +292,13 @@ def support_cells(content: Mapping[str, Any]) -> list[str]:
     """Effective samples of the target, Pareto k, and the bounds on log Z."""
     support, lower, upper = content["support"], content["log_z"]["lower"], content["log_z"]["upper"]
     k, bounds = support["pareto_k"], with_error(lower)
+    tail = "no tail" if k is None or support["is_whole"] else f"{k:.2f}"
     if lower["value"] is not None:
         one_sided = upper["value"] is None
         bounds = f"≥ {bounds}" if one_sided else f"{bounds} to {with_error(upper)}"
     return [
         value(f"{support['ess']:.0f}"),
-        value(f"{k:.2f}" if k is not None else DASH if support["refusal"] else "no tail"),
+        value(DASH if support["refusal"] and k is None else tail),
         value(bounds),
     ]
 

@@ -69,7 +69,8 @@ def measure(session: Session, coef: float, target: Target, unfitted: str = "") -
     target, notes, columns = refitted(declared, drawn)
     drawn = with_target(drawn, target)
     drawn = replace(drawn, evidence=replace(drawn.evidence, fitted=columns))
-    evidence, support = drawn.evidence, support_of(drawn.evidence)
+    evidence, highest = drawn.evidence, highest_potential(target)
+    support = support_of(evidence, highest)
     if unfitted:
         notes = (unfitted, *notes)
         if target.moments and not columns:
@@ -79,7 +80,7 @@ def measure(session: Session, coef: float, target: Target, unfitted: str = "") -
         support = replace(support, refusal=refusal)
         bounds = Bounds(Estimate(None), Estimate(None), 0, 0)
     else:
-        bounds = log_z_bounds(evidence, highest_potential(target), torch.Generator().manual_seed(0))
+        bounds = log_z_bounds(evidence, highest, torch.Generator().manual_seed(0))
         if support.refusal:  # the lower bound holds all the same
             bounds = replace(bounds, upper=Estimate(None, note=ONE_SIDED))
     return Yardstick(

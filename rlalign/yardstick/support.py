@@ -21,11 +21,15 @@ class Support:
     ess: float  # effective samples of the target, (sum w)^2 / sum w^2 within each prompt, summed
     pareto_k: float  # shape of the weights' tail; nan where there are too few samples
     threshold: float  # above which a mean of the weights is not to be trusted
+    is_whole: bool  # the heaviest weight there can be was seen: nothing lies beyond, whatever k
     refusal: str  # why nothing that needs Z(x) is given; empty where it is
 
 
-def support_of(evidence: Evidence) -> Support:
-    """What the samples can say of the target, in words where it is nothing."""
+def support_of(evidence: Evidence, highest: float | None = None) -> Support:
+    """What the samples can say of the target, in words where it is nothing.
+
+    `highest` is the potential's upper bound, None where it has none.
+    """
     n, prompts = len(evidence), evidence.prompts
     log_w = evidence.log_weights
     counts = torch.bincount(evidence.prompt, minlength=prompts)
@@ -33,20 +37,20 @@ def support_of(evidence: Evidence) -> Support:
     threshold = min(1.0 - 1.0 / math.log10(max(n / max(prompts, 1), 11)), 0.7)
     if int(counts.min()) < LEAST_A_PROMPT:
         return Support(
-            0.0, math.nan, threshold,
+            0.0, math.nan, threshold, False,
             f"a prompt has {int(counts.min())} sample(s), and its Z(x) needs {LEAST_A_PROMPT} or "
             "more; raise eval.samples_per_prompt",
         )  # fmt: skip
     if n < LEAST_IN_ALL:
         return Support(
-            0.0, math.nan, threshold,
+            0.0, math.nan, threshold, False,
             f"{n} samples do not show the tail of the weights, {LEAST_IN_ALL} are the least; raise "
             "eval.target_samples",
         )  # fmt: skip
     if int(possible.min()) < LEAST_A_PROMPT:
         few = int((possible < LEAST_A_PROMPT).sum())
         return Support(
-            0.0, math.nan, threshold,
+            0.0, math.nan, threshold, False,
             f"fewer than {LEAST_A_PROMPT} samples of {few} of {prompts} prompt(s) satisfy what is "
             "hard, so their Z(x) is unknown; raise eval.samples_per_prompt or take other prompts",
         )  # fmt: skip
@@ -55,8 +59,8 @@ def support_of(evidence: Evidence) -> Support:
     sums.index_add_(1, evidence.prompt, torch.stack([weights, weights**2]))
     of_prompts = sums[0] ** 2 / sums[1]  # (P,)
     ess, median, k = float(of_prompts.sum()), float(of_prompts.median()), pareto_k(weights)
-    refusal = ""
-    if k > threshold:
+    refusal, is_whole = "", float(weights.max()) >= 0.5 * heaviest(evidence, highest)
+    if k > threshold and not is_whole:
         refusal = (
             f"the weights' tail is too heavy (Pareto k {k:.2f}, at most {threshold:.2f}): a few "
             "responses carry the target, and another draw would give another number; raise "
@@ -73,7 +77,23 @@ def support_of(evidence: Evidence) -> Support:
             f"{LEAST_EFFECTIVE_A_PROMPT:g} are the least; raise eval.samples_per_prompt, or train "
             "nearer to the target"
         )
-    return Support(ess, k, threshold, refusal)
+    return Support(ess, k, threshold, is_whole, refusal)
+
+
+def heaviest(evidence: Evidence, highest: float | None) -> float:
+    """The largest that a weight of mean 1 can be in any prompt, by the estimate of its Z(x).
+
+    The mixture holds a share of the reference, so P/m is at most exp(highest) over that share. Of a
+    target of few values the weights crowd there, where a tail fitted to them says nothing: k comes
+    from differences within the crowd.
+    """
+    if highest is None:
+        return math.inf
+    counts = torch.bincount(evidence.prompt, minlength=evidence.prompts).double()
+    of_reference = torch.bincount(evidence.prompt[~evidence.is_policys], minlength=len(counts))
+    log_z = torch.stack([part.log_weights.logsumexp(0) for part in evidence.by_prompt()])
+    bounds = highest - (of_reference / counts).log() - (log_z - counts.log())  # (P,)
+    return float(bounds.max().exp())
 
 
 def normalised_weights(evidence: Evidence) -> Tensor:
