@@ -82,15 +82,26 @@ def _check_hard(where: str, options: Mapping[str, Any], bounds: Bounds | None) -
 def _check_moment(where: str, wish: str, moment: Moment, values: Bounds | None) -> None:
     low, high = moment
     if low > high:
-        raise RewardConfigError(f"{wish} must be one number or [low, high]")
+        raise RewardConfigError(
+            f"{wish} must be one number or [low, high]; write [{high:g}, {low:g}]"
+        )
     if values is None:
         return
-    span = f"{values[0]:g} to {values[1]:g}"
-    if high < values[0] or low > values[1]:
-        raise RewardConfigError(f"{wish} is outside of the reward's range, {span}; no mean is")
-    if low >= values[1] or high <= values[0]:
+    least, most = (end + 0.0 for end in values)  # so that -0 is 0
+    span = f"{least:g} to {most:g}"
+    if high < least or low > most:
+        raise RewardConfigError(
+            f"{wish} is outside of the reward's range, {span}, and so is no mean of it; wish for "
+            "one inside"
+        )
+    if low >= most or high <= least:
         raise RewardConfigError(
             f"{wish} is the end of the reward's range, {span}: only a distribution on that value "
             f"has such a mean; use {where}.hard: true (with a threshold, where it is not 0 or 1), "
             "or a wish inside the range"
+        )
+    if low < least or high > most:
+        raise RewardConfigError(
+            f"{wish} goes beyond the reward's range, {span}, where no mean is; write "
+            f"[{max(low, least):g}, {min(high, most):g}]"
         )

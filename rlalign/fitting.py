@@ -19,6 +19,7 @@ from rlalign.session import Session
 from rlalign.target import Target
 from rlalign.types import Rollout
 
+LEAST = 10  # effective samples, below which lambda is anybody's guess
 ENOUGH = 100  # effective samples, below which the errors of lambda are worth a note
 # The same of a single prompt: of 27 prompts with base rates about .03, 64 samples each (8 effective
 # ones) and a wish of .5, a fit delivers .63; 128 (15 effective) .54; base rate .1, 64 (22) .52.
@@ -197,13 +198,29 @@ def fitted(target: Target, samples: Samples) -> Fit:
         if not is_held and (wishes[i][0] >= high or wishes[i][1] <= low):
             raise InfeasibleError(
                 f"{where} is out of reach: by weighing {among} within each prompt the mean can be "
-                f"{low:.4g} to {high:.4g} (unweighted {base[i]:.4g}). Some prompts never show it; "
-                "ask for less, raise target.samples, or choose other prompts"
+                f"{low:.4g} to {high:.4g} (unweighted {base[i]:.4g}). "
+                + why_out_of_reach(possible.features[:, i], (low, high), wishes[i])
             )
     found = fit(possible, wishes)
     if not found.is_reached:
         raise InfeasibleError(contradiction(target, possible, wishes, base))
+    if (worth := float(found.ess.sum())) < LEAST:
+        raise InfeasibleError(
+            f"{len(samples.features)} responses are worth {worth:.1f} of the target, and lambda "
+            f"takes {LEAST}; raise target.samples, or ask for something more frequent"
+        )
     return found
+
+
+def why_out_of_reach(values: Tensor, ends: tuple[float, float], wish: tuple[float, float]) -> str:
+    """And what to do, of a wish beyond the ends of what weighing can give."""
+    too_high = wish[0] >= ends[1]
+    word, more = ("above", "less") if too_high else ("below", "more")
+    end, seen = (ends[1], values.max()) if too_high else (ends[0], values.min())
+    reason = f"No response has a value {word} {float(seen):.4g}"
+    if float(seen) != end:
+        reason = f"Some prompts show no value as far {word} as others do"
+    return f"{reason}; ask for {more}, raise target.samples, or choose other prompts"
 
 
 def reach(samples: Samples, column: int) -> tuple[float, float]:
@@ -265,21 +282,21 @@ def report(target: Target, drawn: Drawn, samples: Samples, found: Fit | None) ->
             f"{ess:.0f} effective samples make a rough fit; it is refined as the policy improves, "
             "and target.samples raises it from the start"
         )
-    if found is not None and (note := too_few_a_prompt(found)):
+    if found is not None and (note := too_few_a_prompt(found, "target.samples_per_prompt")):
         notes.append(note)
     return Feasibility(
         tuple(wishes), len(drawn.features), prompts, ess, prompts - possible, tuple(notes)
     )
 
 
-def too_few_a_prompt(found: Fit) -> str:
+def too_few_a_prompt(found: Fit, setting: str) -> str:
     """A note where the samples of most prompts hardly show what is wished; empty elsewhere."""
     median = float(found.ess.median())
     if median >= ENOUGH_A_PROMPT:
         return ""
     return (
         f"most prompts' samples are worth {median:.0f} of their target or fewer, and under "
-        f"{ENOUGH_A_PROMPT} lambda comes out too far from 0; raise the samples to a prompt"
+        f"{ENOUGH_A_PROMPT} lambda comes out too far from 0; raise {setting}"
     )
 
 

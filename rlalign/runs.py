@@ -23,6 +23,8 @@ from rlalign.sections import RunSection
 
 logger = logging.getLogger(__name__)
 
+# Written before the first number; run.json, which tells what became of the start, is the last.
+BLANK = ("config.yaml", "metrics.jsonl", "samples.jsonl", "run.json")
 _HELD = (
     "run.name={name!r}: {path} holds a run already; give --run.resume=auto to go on with it, "
     "or another --run.name"
@@ -140,7 +142,7 @@ def check_run(run: RunSection) -> None:
                 "such as runs/NAME/checkpoints/step-000010"
             )
     path = Path(run.dir) / run.name
-    if run.resume == "never" and run.name != "auto" and path.is_dir() and any(path.iterdir()):
+    if run.resume == "never" and run.name != "auto" and path.is_dir() and holds_a_run(path):
         raise ConfigError(_HELD.format(name=run.name, path=path))
 
 
@@ -171,9 +173,21 @@ def open_run(run: RunSection, stem: str) -> RunFolder:
     with contextlib.suppress(FileExistsError):
         path.mkdir()
     goes_on = run.resume == "auto" or (checkpoint is not None and _is_of(checkpoint, path))
-    if any(path.iterdir()) and not goes_on:
-        raise ConfigError(_HELD.format(name=run.name, path=path))
+    if not goes_on:
+        if holds_a_run(path):
+            raise ConfigError(_HELD.format(name=run.name, path=path))
+        for name in BLANK:  # of a start that came to nothing
+            (path / name).unlink(missing_ok=True)
     return RunFolder(path)
+
+
+def holds_a_run(path: Path) -> bool:
+    """Whether a folder has anything to lose; a run that ended before its first number has not."""
+    found = {file.name: file.stat().st_size for file in path.iterdir()}
+    empty = found.get("metrics.jsonl", 0) == found.get("samples.jsonl", 0) == 0
+    if not empty or found.keys() - set(BLANK):
+        return True
+    return bool(found) and RunFolder(path).read_run_json().get("status") != "failed"
 
 
 def versions() -> dict[str, str | None]:

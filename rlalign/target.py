@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from rewards.compose import RewardSet
 from rewards.contract import RewardError
 from rewards.entries import RewardEntry
 from rlalign.config import ConfigError
+from rlalign.files import sha256
 from rlalign.sections import RunConfig, ScoreSection
 
 SMOOTHING = 0.003  # epsilon over the base rate: how much of the target may violate what is hard
@@ -35,6 +37,7 @@ class Target:
     errors: Mapping[str, float] = field(default_factory=dict)  # standard errors of the lambdas
     log_epsilon: Mapping[str, float] = field(default_factory=dict)  # of what is hard, smoothed
     bases: Mapping[str, float] = field(default_factory=dict)  # the moments' means under `a`
+    sources: tuple[str, ...] = ()  # sha256 of the files that define rewards
     kl_target: float | None = None  # nats that beta is steered to; None: beta stays
     rewards: RewardSet | None = field(default=None, compare=False, repr=False)
 
@@ -63,23 +66,29 @@ class Target:
             "clip": self.score.clip,
             "missing_eos_penalty": self.score.missing_eos_penalty,
             "reference": self.reference,
-        }
+        } | ({"sources": self.sources} if self.sources else {})
         canonical = json.dumps(declared, sort_keys=True, separators=(",", ":"), default=str)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def __str__(self) -> str:
         """The formula, then where each number of it comes from."""
-        terms, notes = [], []
+        weighted, fitted, notes = [], [], []
         for entry in self.entries:
             if entry.moment is not None:
-                terms.append(f"λ_{entry.name}·{entry.name}(x, y)")
+                fitted.append(f"λ_{entry.name}·{entry.name}(x, y)")
                 notes.append(self._moment_note(entry))
             elif not entry.hard and entry.weight_at(None):
                 factor = entry.weight_at(None) / self.beta if self.beta else math.inf
-                terms.append(f"{factor:.4g}·{entry.name}(x, y)")
+                weighted.append(f"{factor:.4g}·{entry.name}(x, y)")
                 notes.append(f"{factor:.4g} = weight {entry.weight_at(None):g} / β {self.beta:g}")
                 if self.kl_target is not None:
                     notes[-1] += f" at the start; β is steered to {self.kl_target:g} nats of KL"
+            if entry.is_shaped and (entry.is_constraint or entry.weight_at(None)):
+                notes.append(f"{entry.name}(x, y) = {shown_shape(entry)}")
+        if weighted and self.score.clip is not None and self.beta:
+            low, high = (end / self.beta for end in self.score.clip)
+            weighted = [f"clip({' + '.join(weighted)}, {low:.4g}, {high:.4g})"]
+        terms = [*weighted, *fitted]
         if self.score.missing_eos_penalty and self.beta:
             terms.append(f"{-self.score.missing_eos_penalty / self.beta:.4g}·[y has no end]")
         formula = "P_T(y|x) ∝ a(y|x)"
@@ -111,6 +120,8 @@ class Target:
         """(B,) float64 log P_T / a up to log Z(x); -inf where something hard is violated."""
         if self.rewards is None:
             raise RuntimeError("this target was made without its rewards; use potential_of")
+        if waiting := [entry.name for entry in self.moments if entry.name not in self.lambdas]:
+            raise RuntimeError(f"lambda of {', '.join(waiting)} is not fitted yet; fit_target does")
         output = self.rewards(prompts, completions, columns or {})
         ended = torch.ones(len(completions)) if finished is None else torch.tensor(finished)
         features = self.features(torch.from_numpy(output.values))
@@ -224,8 +235,17 @@ def declare(config: RunConfig, rewards: RewardSet) -> Target:
         reference["stop"] = list(sampling.stop)
     return Target(
         entries, config.kl.coef, config.score, reference,
+        sources=tuple(sorted(sha256(Path(file)) for file in config.reward_files)),
         kl_target=config.kl.target, rewards=rewards,
     )  # fmt: skip
+
+
+def shown_shape(entry: RewardEntry) -> str:
+    """What `RewardEntry.shaped` makes of a value, as in a formula."""
+    shown = "value" if entry.threshold is None else f"[value ≥ {entry.threshold:g}]"
+    if entry.scale != 1.0:
+        shown = f"{entry.scale:g}·{shown}"
+    return shown if entry.clip is None else f"clip({shown}, {entry.clip[0]:g}, {entry.clip[1]:g})"
 
 
 def shaped(values: Tensor, entry: RewardEntry) -> Tensor:

@@ -190,9 +190,9 @@ class Trainer:
         section = self.session.config.target
         if section.update != "none":
             rate = section.rate * schedule(self.session.config, self.iteration)
-            log_ratio = self.objective.last_log_ratio
+            ratios = self.objective.last_log_ratio, self.objective.last_kl
             before, gather = self.target, self.session.ranks.gather
-            self.target = moved(before, scored, log_ratio, section.update, rate, gather)
+            self.target = moved(before, scored, *ratios, section.update, rate, gather)
             self.objective.retarget(change_of_log_z(before, self.target))
         return {f"target/lambda/{name}": x for name, x in self.target.lambdas.items()}
 

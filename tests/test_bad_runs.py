@@ -77,7 +77,7 @@ def ends_with(folder, monkeypatch, capsys, arguments, code, line):
 SETTINGS = [
     (["--rewards.short.kind=structure.word_cout"], "rewards.short.kind='structure.word_cout' is unknown; did you mean 'structure.word_count'?"),
     (["--rewards.shrot.weight=2"], "no reward named shrot; did you mean short?"),
-    (["--rewards.short.moment=2"], "rewards.short.moment=2.0 is outside of the reward's range, 0 to 1; no mean is"),
+    (["--rewards.short.moment=2"], "rewards.short.moment=2.0 is outside of the reward's range, 0 to 1, and so is no mean of it; wish for one inside"),
     (["--rewards.short.hard=true", "--rewards.short.scale=2"], "rewards.short.hard=true: a response holds it or not, so scale and clip mean nothing; remove them, or say by rewards.short.threshold from which value on it holds"),
     (["--ppo.epoch=3"], "ppo.epoch is unknown; did you mean ppo.epochs?"),
     (["--train.samples=many"], "train.samples='many' is not an integer of at least 1"),

@@ -6,6 +6,7 @@ from dataclasses import replace
 import oracle
 import pytest
 import torch
+from builders import seeded
 
 from rlalign.algorithms.dpg import DPG, DPGRun
 from rlalign.algorithms.ppo import PPO, PPORun
@@ -108,6 +109,26 @@ def test_out_of_reach_is_said_where_some_prompts_never_show_it():
         fit_target(session, session.target)
 
 
+@pytest.mark.parametrize(("wish", "said"), [
+    (500.0, r"moment=500.0 is out of reach: .*value above .*; ask for less, raise"),
+    (-500.0, r"moment=-500.0 is out of reach: .*value below .*; ask for more, raise"),
+])  # fmt: skip
+def test_out_of_reach_says_in_which_direction(wish, said):
+    count = {"kind": "lexical.pattern", "pattern": "[a-f]", "moment": wish}
+    count["scale"] = math.copysign(1.0, wish)
+    session = session_of({"x": count}, target={"samples": 256})
+    with pytest.raises(InfeasibleError, match=said):
+        fit_target(session, session.target)
+
+
+def test_too_few_samples_to_fit_are_refused():
+    few = {"samples": 8, "samples_per_prompt": 4}
+    ends = {"kind": "lexical.pattern", "pattern": "[a-c]", "clip": [0, 1], "moment": 0.5}
+    session = session_of({"x": ends}, target=few)
+    with pytest.raises(InfeasibleError, match=r"8 responses are worth \d\.\d of the target, and"):
+        fit_target(session, session.target)
+
+
 @pytest.mark.parametrize(("model", "objective"), [(PPORun, PPO), (DPGRun, DPG)])
 def test_training_fits_first_moves_lambda_and_logs_it(model, objective):
     session = session_of({"hit": HIT | {"moment": 0.5}}, model)
@@ -120,7 +141,7 @@ def test_training_fits_first_moves_lambda_and_logs_it(model, objective):
     assert stats["target/lambda/hit"] == trainer.target.lambdas["hit"] == fitted
 
 
-@pytest.mark.parametrize(("mean", "direction"), [(0.1, 0), (0.4, 1), (0.7, -1)])
+@pytest.mark.parametrize(("mean", "direction"), [(0.1, 0), (0.4, 1), (0.7, -1), (0.95, -1)])
 def test_lambda_follows_the_policys_mean_once_it_is_near(mean, direction):
     session = session_of({"hit": HIT | {"moment": 0.5}})
     target, _ = fit_target(session, session.target)
@@ -128,12 +149,40 @@ def test_lambda_follows_the_policys_mean_once_it_is_near(mean, direction):
     trainer.target = target
     scored = trainer.score(trainer.generate())
     ones = (torch.arange(len(scored)) < mean * len(scored)).double().unsqueeze(1)
-    now = moved(
-        target, replace(scored, features=ones), torch.zeros(len(scored)), "policy", 0.1, same
-    )
+    none = torch.zeros(len(scored))
+    now = moved(target, replace(scored, features=ones), none, none, "policy", 0.1, same)
     change = now.lambdas["hit"] - target.lambdas["hit"]
     assert math.copysign(1, change) * (change != 0) == direction
     assert change_of_log_z(target, now) == pytest.approx(0.5 * change)
+
+
+def test_the_policys_mean_is_that_of_the_policy_whatever_draws():
+    """A proposal that hits in .45 of its samples, and a policy that hits twice as often."""
+    session = session_of({"hit": HIT | {"moment": 0.5}})
+    target, _ = fit_target(session, session.target)
+    trainer = Trainer(session, PPO(session.config))
+    scored = trainer.score(trainer.generate())
+    hits = torch.arange(len(scored)) < 0.45 * len(scored)
+    features = replace(scored, features=hits.double().unsqueeze(1))
+    log_ratio = torch.randn(len(scored), generator=seeded(0)).double()
+    of_policy = torch.where(hits, 2.0, 0.1 / 0.55).log()  # policy / proposal
+    for log_kl, direction in ((-log_ratio, 1), (of_policy - log_ratio, -1)):
+        now = moved(target, features, log_ratio, log_kl, "policy", 0.1, same)
+        assert (now.lambdas["hit"] - target.lambdas["hit"]) * direction > 0.01
+
+
+@pytest.mark.parametrize("wish", [0.5, [0.2, 0.4], [0.6, 0.9]])
+def test_the_change_of_log_z_is_that_of_the_target(wish):
+    """Against log Z itself of two rates, fitted to the end of the interval that is nearest."""
+    base = 0.5 if wish == [0.2, 0.4] or wish == [0.6, 0.9] else 0.2
+    end = wish if isinstance(wish, float) else (0.4 if wish[1] < base else 0.6)
+    target = session_of({"hit": HIT | {"moment": wish}}).target
+    at = math.log(end / (1 - end) * (1 - base) / base)
+    was, now = (target.fitted({"hit": x}, {}) for x in (at, 1.02 * at))
+    exact = math.log(1 - base + base * math.exp(1.02 * at)) - math.log(
+        1 - base + base * math.exp(at)
+    )
+    assert change_of_log_z(was, now) == pytest.approx(exact, rel=0.02)
 
 
 def test_weighted_samples_of_the_reference_hold_the_fitted_lambda():
@@ -147,7 +196,8 @@ def test_weighted_samples_of_the_reference_hold_the_fitted_lambda():
     for shift, direction in ((0.0, 0), (-2.0, 1), (2.0, -1)):
         off = target.fitted({"hit": target.lambdas["hit"] + shift}, {})
         at = replace(scored, log_potential=scored.log_potential + shift * scored.rewards[:, 0])
-        now = moved(off, at, torch.zeros(len(scored)), "importance", 1.0, same)
+        none = torch.zeros(len(scored))
+        now = moved(off, at, none, none, "importance", 1.0, same)
         change = now.lambdas["hit"] - off.lambdas["hit"]
         assert abs(change) < 0.4 if direction == 0 else change * direction > 0.05
 

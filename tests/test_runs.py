@@ -9,7 +9,7 @@ import pytest
 from rlalign.files import sha256
 from rlalign.problems import ConfigError
 from rlalign.redact import HIDDEN, redact_command, redact_mapping, redact_text
-from rlalign.runs import RunFolder, git_commit, open_run, versions
+from rlalign.runs import RunFolder, check_run, git_commit, open_run, versions
 from rlalign.sections import RunSection
 
 
@@ -51,6 +51,26 @@ def test_a_checkpoint_takes_the_run_up_in_its_own_folder_or_begins_another(tmp_p
     open_run(section(tmp_path, "full"), "x").config_yaml.write_text("a: 1")
     with pytest.raises(ConfigError, match="holds a run already"):
         open_run(section(tmp_path, "full", str(checkpoint)), "x")
+
+
+def test_a_start_that_came_to_nothing_leaves_its_name_free(tmp_path):
+    """As where a wish is out of reach: the corrected run may have the name."""
+    run = open_run(section(tmp_path, "mine"), "x")
+    run.start(argv=["a"], world_size=1, seeds={})
+    run.config_yaml.write_text("a: 1")
+    run.metrics_jsonl.touch()
+    with pytest.raises(ConfigError, match="holds a run already"):  # it may be running
+        open_run(section(tmp_path, "mine"), "x")
+    run.finish("failed", 2, "out of reach")
+    assert open_run(section(tmp_path, "mine"), "x").read_run_json() == {}
+    check_run(section(tmp_path, "mine"))
+    run.start(argv=["a"], world_size=1, seeds={})
+    run.finish("failed", 2, "out of reach")
+    run.metrics_jsonl.write_text("{}\n")  # a number is something to lose
+    with pytest.raises(ConfigError, match="holds a run already"):
+        open_run(section(tmp_path, "mine"), "x")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        check_run(section(tmp_path, "mine"))
 
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "../x", "/etc", "", ".hidden", "a b", "x" * 65])

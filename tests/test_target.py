@@ -84,6 +84,41 @@ def test_the_printed_form_is_the_formula():
     assert "    λ_women = 2 ± 0.1, so that E[women] = 0.4" in fitted.splitlines()
 
 
+def test_the_printed_form_holds_every_clip_scale_and_threshold():
+    rewards = {
+        "rate": RATE | {"weight": 3.0, "scale": 2.0, "clip": [0.0, 0.5]},
+        "some": RATE | {"weight": 1.0, "threshold": 0.3},
+    }
+    made = target(rewards, kl={"coef": 0.5}, score={"clip": [-1.0, 2.0]})
+    lines = str(made).splitlines()
+    assert lines[0] == "P_T(y|x) ∝ a(y|x) · exp( clip(6·rate(x, y) + 2·some(x, y), -2, 4) )"
+    assert "    rate(x, y) = clip(2·value, 0, 0.5)" in lines
+    assert "    some(x, y) = [value ≥ 0.3]" in lines
+    watched = target({"rate": RATE | {"weight": 1.0}, "some": RATE | {"weight": 0, "scale": 2.0}})
+    assert "some" not in str(watched)
+
+
+def test_a_potential_without_its_lambda_is_refused():
+    with pytest.raises(RuntimeError, match="lambda of rate is not fitted yet"):
+        target({"rate": RATE | {"moment": 0.4}}).log_potential([""], ["a"])
+
+
+def test_the_hash_changes_with_the_code_of_a_reward_file(tmp_path):
+    file = tmp_path / "own.py"
+    rewards, hashes = {"rate": RATE | {"weight": 1.0}}, []
+    for factor in (1, 2):
+        file.write_text(
+            "from rewards import reward\n"
+            f"@reward('mine.length_{factor}', bounds=(0, 1))\n"
+            "def length(completions):\n"
+            f"    return [{factor} * 0.1 for _ in completions]\n"
+        )
+        settings = oracle.config(rewards=rewards) | {"reward_files": [str(file)]}
+        config = from_mapping(PPORun, settings)
+        hashes.append(declare(config, builders.reward_set(rewards)).hash)
+    assert hashes[0] != hashes[1] != target(rewards).hash
+
+
 def test_the_printed_form_says_where_beta_moves():
     made = target({"rate": RATE | {"weight": 3.0}}, kl={"coef": 0.5, "target": 2.0})
     note = "    6 = weight 3 / β 0.5 at the start; β is steered to 2 nats of KL"

@@ -52,7 +52,7 @@ def test_two_processes_learn_what_one_learns(both):
 def test_lambda_moves_alike(both):
     (first, second), alone = both
     assert first["lambdas"] == second["lambdas"]
-    assert first["lambdas"]["d"] == pytest.approx(alone["lambdas"]["d"], abs=1e-9)
+    assert first["lambdas"]["d"] == pytest.approx(alone["lambdas"]["d"], abs=1e-6)  # float32
     assert abs(first["lambdas"]["d"] - 1.2) > 1e-3
 
 

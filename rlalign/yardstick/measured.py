@@ -128,7 +128,10 @@ def refitted(target: Target, drawn: Drawn) -> tuple[Target, tuple[str, ...], tup
     lambdas = dict(zip(moments, found.lambdas.tolist(), strict=True))
     errors = dict(zip(moments, found.se.tolist(), strict=True))
     shown = ", ".join(f"{name} {target.lambdas[name]:.4g}" for name in moments)
-    notes = f"fitted to these samples; before they were {shown}", too_few_a_prompt(found)
+    notes = (
+        f"fitted to these samples; before they were {shown}",
+        too_few_a_prompt(found, "eval.samples_per_prompt"),
+    )
     # Within its interval a mean is free, and its lambda 0 for certain.
     columns = tuple(i for i, at in zip(index, found.lambdas.tolist(), strict=True) if at != 0.0)
     return target.fitted(lambdas, errors), tuple(note for note in notes if note), columns
