@@ -3,9 +3,10 @@
     python experiments/baseline_variance.py
 
 A small model whose 781 responses to a prompt are enumerated is asked for a phrase in every one
-(base rate about a twentieth) and moved along the exact gradient of KL(P_T‖π). On the way, for each
+(base rate about an eighth) and moved along the exact gradient of KL(P_T‖π). On the way, for each
 divergence: the variance of one sample's gradient, summed over all parameters, without a baseline
-and with the mean of the pseudo-reward as one.
+and with the mean of the pseudo-reward as one; and, in brackets, the latter over the squared length
+of the divergence's own gradient, which has no scale: so many samples make noise and signal equal.
 """
 
 import itertools
@@ -91,7 +92,7 @@ def row(lm: nn.Module, ids: Tensor, mask: Tensor, target: Tensor) -> list[str]:
             float((p * (reward - b) ** 2 * squares).sum()) - length
             for b in (torch.zeros_like(mean), mean)
         )
-        cells.append(f"{bare:.3g} → {based:.3g}")
+        cells.append(f"{bare:.3g} → {based:.3g} ({based / length:.3g})")
     return cells
 
 

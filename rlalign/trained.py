@@ -2,6 +2,8 @@
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,14 +11,14 @@ import torch
 import yaml
 from peft import PeftModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from rewards import embedded
 from rlalign.checkpoint import CheckpointError, load_checkpoint
 from rlalign.config import ConfigError
-from rlalign.models import first_line
+from rlalign.models import first_line, silence_dropout
+from rlalign.policy import Policy
 from rlalign.sections import RunConfig
 from rlalign.session import Session
 from rlalign.startup import say
@@ -30,7 +32,8 @@ BROKEN = (
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder is a checkpoint of a run, in place of a model or the run itself."""
-    return (folder / "manifest.json").is_file()
+    # An embedded model has a manifest, too.
+    return (folder / "manifest.json").is_file() and not (folder / "config.json").is_file()
 
 
 def is_adapter(folder: Path) -> bool:
@@ -83,13 +86,34 @@ def saved_model(file: Path) -> dict[str, Any]:
     return found
 
 
-@torch.no_grad()
-def load_trained(session: Session, source: str) -> None:
-    """Put a checkpoint, an adapter or a whole model into the session's policy, in float32.
+class Apart(Policy):
+    """A policy whose reference is a model of its own, of whatever architecture."""
 
-    `source` is a folder, an embedded model's name or a hub id. Raises CheckpointError where the
-    weights do not fit, ConfigError where the model reads other tokens than the reference or
-    `check_base` refuses it.
+    def __init__(self, lm: nn.Module, origin: Policy) -> None:
+        super().__init__(
+            lm, temperature=origin.temperature, autocast=origin.autocast_dtype, reference="none"
+        )
+        self._origin = (origin,)  # in a tuple, so that it is no submodule
+
+    @contextmanager
+    def reference(self) -> Iterator[Policy]:
+        with self._origin[0].reference() as reference:
+            yield reference
+
+    def in_float32(self) -> "Apart":
+        clone = super().in_float32()
+        assert isinstance(clone, Apart)
+        clone._origin = (self._origin[0].in_float32(),)
+        return clone
+
+
+def load_trained(session: Session, source: str) -> None:
+    """Make a checkpoint, an adapter or a whole model the session's policy.
+
+    `source` is a folder, an embedded model's name or a hub id. A whole model may be of another
+    architecture than the reference, which stays as it is, and its embeddings may have more rows.
+    Raises CheckpointError where a checkpoint's weights do not fit or nothing can be read,
+    ConfigError where the model reads other tokens than the reference or `check_base` refuses it.
     """
     policy, name = session.policy, session.config.model.name
     folder = Path(source).expanduser()
@@ -97,13 +121,17 @@ def load_trained(session: Session, source: str) -> None:
         check_base(source, session.config)
         if is_checkpoint(folder):
             saved = load_checkpoint(folder).tensors["policy"]
-            for key, parameter in policy.trainable().items():
-                parameter.copy_(saved[key])
+            with torch.no_grad():
+                for key, parameter in policy.trainable().items():
+                    parameter.copy_(saved[key])
             return
         check_tokens(session.tokenizer, source)
-        fill(policy.lm, whole_model(source, policy.lm).state_dict(), source, name)
-        if (head := folder / "value_head.safetensors").is_file():
-            policy.value_head.load_state_dict(load_file(head))
+        with policy.reference() as reference:
+            lm, origin = whole_model(source, session.config, reference.lm), reference.lm
+        silence_dropout(lm)
+        policy.lm = origin  # one copy of the reference is enough
+        cut_to_the_same(lm, origin, len(session.tokenizer), source)
+        session.policy = Apart(lm, policy).eval().to(session.ranks.device)
     except BROKEN as error:
         if isinstance(error, ConfigError | CheckpointError):
             raise
@@ -112,47 +140,58 @@ def load_trained(session: Session, source: str) -> None:
         ) from error
 
 
-def whole_model(source: str, reference: nn.Module) -> nn.Module:
+def whole_model(source: str, config: RunConfig, reference: nn.Module) -> Any:
     """The model that a folder, name or hub id stands for; an adapter is merged into a copy of the
     reference."""
     folder = Path(source).expanduser()
     if is_adapter(folder):
         adapted: Any = PeftModel.from_pretrained(copy.deepcopy(reference), folder)
-        merged: nn.Module = adapted.merge_and_unload()
-        return merged
-    where = str(embedded.path(source)) if embedded.is_embedded(source) else source
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32)
-    return model
+        return adapted.merge_and_unload()
+    return AutoModelForCausalLM.from_pretrained(
+        where_of(source), dtype=torch.float32, trust_remote_code=config.model.trust_remote_code
+    )
 
 
-def fill(lm: nn.Module, weights: dict[str, Any], source: str, name: str) -> None:
-    """Copy weights; CheckpointError names the first that is missing or of another shape."""
-    own = lm.state_dict()
-    for key in sorted(own.keys() | weights.keys()):
-        if key not in own or key not in weights:
-            raise CheckpointError(
-                f"{source} and model.name={name} are different models ({key} is in only one of "
-                "the two); name the model that it was trained from by --model.name"
-            )
-        if own[key].shape != weights[key].shape:
-            raise CheckpointError(
-                f"{source}: {key} has shape {tuple(weights[key].shape)}, that of model.name={name} "
-                f"is {tuple(own[key].shape)}; name the model that it was trained from by "
-                "--model.name"
-            )
-    lm.load_state_dict(weights)
+def where_of(source: str) -> str:
+    return str(embedded.path(source)) if embedded.is_embedded(source) else source
+
+
+def cut_to_the_same(lm: Any, reference: Any, tokens: int, source: str) -> None:
+    """Cut both models' embeddings to the rows that both have, where those hold every token.
+
+    Rows beyond the tokenizer's are padding, or tokens added for training: a response that holds
+    one has no likelihood under the other model. What is cut has next to no probability.
+    """
+    rows = [each.get_output_embeddings().weight.shape[0] for each in (lm, reference)]
+    if min(rows) < tokens:
+        which = source if rows[0] < tokens else "the reference"
+        raise ConfigError(
+            f"{which} has {min(rows)} rows of embeddings for the reference's {tokens} tokens; name "
+            "the model that it was trained from by --model.name"
+        )
+    if rows[0] == rows[1]:
+        return
+    say(
+        f"warning: {source} has {rows[0]} rows of embeddings and the reference {rows[1]}: both are "
+        f"cut to {min(rows)}, as if no token beyond were ever drawn"
+    )
+    for each in (lm, reference):
+        each.resize_token_embeddings(min(rows))
 
 
 def check_tokens(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Refuse a model whose own tokenizer, where it has one, reads text otherwise."""
+    """Refuse a model whose own tokenizer, where it has one, reads text otherwise.
+
+    It may have more tokens, as where one for padding was added.
+    """
     folder = Path(source).expanduser()
     files = ("tokenizer.json", "tokenizer_config.json")
     if folder.is_dir() and not any((folder / name).is_file() for name in files):
         return
-    where = str(embedded.path(source)) if embedded.is_embedded(source) else source
-    own = AutoTokenizer.from_pretrained(where)
+    own = AutoTokenizer.from_pretrained(where_of(source), trust_remote_code=False)
     text = "The Queen said: “Off with her head!”, 3.14 naïve\n\ttimes."
-    if own.get_vocab() != tokenizer.get_vocab() or own(text).input_ids != tokenizer(text).input_ids:
+    has_all = tokenizer.get_vocab().items() <= own.get_vocab().items()
+    if not has_all or own(text).input_ids != tokenizer(text).input_ids:
         raise ConfigError(
             f"{source} has another tokenizer than model.name={tokenizer.name_or_path}: likelihoods "
             "of different tokens cannot be compared; name the model that it was trained from by "

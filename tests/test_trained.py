@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from rewards import embedded
 from rlalign.checkpoint import CheckpointError
@@ -126,10 +126,84 @@ def test_an_adapter_of_any_kind_is_measured_as_it_is(
                 assert torch.equal(reference.lm(IDS).logits, adapted(IDS).logits)
 
 
+def saved(folder: Path, lm: Any, tokenizer: Any = None) -> Path:
+    lm.save_pretrained(folder)
+    (tokenizer or AutoTokenizer.from_pretrained(embedded.path("glass-tiny"))).save_pretrained(
+        folder
+    )
+    return folder
+
+
 def test_another_tokenizer_is_refused(run: Path, tmp_path: Path) -> None:
-    AutoModelForCausalLM.from_pretrained(embedded.path("glass-tiny")).save_pretrained(tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(embedded.path("glass-tiny"))
-    tokenizer.add_tokens(["wonderland"])
-    tokenizer.save_pretrained(tmp_path)
+    lm = AutoModelForCausalLM.from_pretrained(embedded.path("glass-tiny"))
+    saved(tmp_path, lm)
+    file = tmp_path / "tokenizer.json"
+    told = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = told["model"]["vocab"]
+    first, second = list(vocabulary)[300:302]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    file.write_text(json.dumps(told), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"has another tokenizer than model.name"):
         logits(tmp_path, settings_of(run))
+
+
+@pytest.mark.parametrize("whose", ["policy", "reference"])
+def test_rows_beyond_the_tokens_are_cut_from_both(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], whose: str
+) -> None:
+    """As where a token for padding was added, or embeddings were padded to a multiple of 64."""
+    lm = AutoModelForCausalLM.from_pretrained(embedded.path("glass-tiny"))
+    expected = lm(IDS).logits.detach()
+    lm.resize_token_embeddings(expected.shape[-1] + 64)
+    tokenizer = AutoTokenizer.from_pretrained(embedded.path("glass-tiny"))
+    tokenizer.add_tokens(["<pad-of-mine>"])
+    longer = str(saved(tmp_path, lm, tokenizer))
+    config, source = settings_of(run, lora=None), longer
+    if whose == "reference":
+        config, source = settings_of(run, lora=None, name=longer), str(embedded.path("glass-tiny"))
+    with Session(settings_for(source, config)) as session:
+        if whose == "reference":  # its tokenizer has a token that the policy's has not
+            session.tokenizer = AutoTokenizer.from_pretrained(source)
+        load_trained(session, source)
+        with torch.no_grad(), session.policy.reference() as reference:
+            torch.testing.assert_close(reference.lm(IDS).logits, expected)
+        torch.testing.assert_close(session.policy.lm(IDS).logits, expected)
+    assert "both are cut to 1024" in capsys.readouterr().err
+
+
+def test_fewer_rows_than_tokens_are_refused(run: Path, tmp_path: Path) -> None:
+    lm = AutoModelForCausalLM.from_pretrained(embedded.path("glass-tiny"))
+    lm.resize_token_embeddings(1000)
+    lm.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"has 1000 rows of embeddings for the reference's"):
+        logits(tmp_path, settings_of(run))
+
+
+def test_another_architecture_of_the_same_tokens_is_measured(run: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 128, "vocab_size": 1024}
+    lm = GPT2LMHeadModel(GPT2Config(**sizes))
+    source = saved(tmp_path / "other", lm)
+    config = f"--config={run.parent / 'a.yaml'}"
+    found = measure(str(source), [config], str(tmp_path))
+    gap = found["to_reference"]["kl_policy_reference"]
+    assert gap["low"] > 1.0
+    with Session(settings_for(str(source), settings_of(run))) as session, torch.no_grad():
+        load_trained(session, str(source))
+        own = session.policy.in_float32()
+        assert isinstance(own.lm, GPT2LMHeadModel)
+        torch.testing.assert_close(own.lm(IDS).logits, lm.eval()(IDS).logits)
+        with own.reference() as reference:
+            wanted = AutoModelForCausalLM.from_pretrained(embedded.path("glass-tiny"))
+            torch.testing.assert_close(reference.lm(IDS).logits, wanted(IDS).logits)
+    rows = [
+        json.loads(line) for line in (tmp_path / "eval_samples.jsonl").read_text().split("\n")[:-1]
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(embedded.path("glass-tiny"))
+    row = next(row for row in rows if row["drawn_by"] == "policy" and not row["finished"]
+               and len(tokenizer(row["response"]).input_ids) == row["length"])  # fmt: skip
+    prompt, response = (tokenizer(row[of]).input_ids for of in ("prompt", "response"))
+    with torch.no_grad():
+        told = lm(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    own_log = float(told.gather(1, torch.tensor(response).unsqueeze(1)).sum())
+    assert own_log == pytest.approx(row["log_policy"], abs=1e-3)
