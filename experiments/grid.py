@@ -39,12 +39,16 @@ METHODS: dict[str, tuple[str, ...]] = {
     "ppo": ("ppo",),
     "reinforce": ("reinforce", "--reinforce.baseline=none", *BARE),
     "exact-samples": ("experiments/exact_samples.py",),
+    # What lambda does while the policy learns.
+    "js-dpg-refitted": ("dpg", "--dpg.divergence=js", "--target.update=importance"),
+    "js-dpg-as-fitted": ("dpg", "--dpg.divergence=js", "--target.update=none"),
 }
+ABOUT_LAMBDA = ("js-dpg-refitted", "js-dpg-as-fitted")
 THREE = ("js-dpg", "rloo", "ppo")
 GRID = {
-    "word_all": tuple(METHODS),
+    "word_all": tuple(name for name in METHODS if name not in ABOUT_LAMBDA),
     "list_all": THREE,
-    "word_half": THREE,
+    "word_half": (*THREE, *ABOUT_LAMBDA),
     "shares": THREE,
     "hard_and_moment": THREE,
     "biographies": THREE,

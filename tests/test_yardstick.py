@@ -48,6 +48,16 @@ def test_an_interval_holds_the_divergence_to_the_target(name, prompts, n, gap):
     assert covered(found, this.divergence(name)) >= FEWEST
 
 
+@pytest.mark.parametrize("name", ["forward_kl", "js"])
+def test_an_interval_holds_the_divergence_of_the_reference(name):
+    this = world(4)
+    found = [
+        divergence_to_target(this.sample(64, seed), name, of_reference=True)
+        for seed in range(REPETITIONS)
+    ]
+    assert covered(found, this.divergence(name, this.log_reference)) >= FEWEST
+
+
 @pytest.mark.parametrize("n", [100, pytest.param(400, marks=pytest.mark.prove)])
 @pytest.mark.parametrize("name", ["forward_kl", "tv", "js"])
 @pytest.mark.parametrize("gap", [0.05, 0.3])
