@@ -250,7 +250,7 @@ Numbers = dict[str, FiniteFloat | None]
 class EvalFile(Part):
     """`yardstick.numbers.as_json`, as far as it is shown."""
 
-    reference_model: str | None = None  # the first of format 1 did not name it
+    reference_model: str
     prompts: int
     prompts_hash: str
     samples: int

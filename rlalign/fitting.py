@@ -11,7 +11,6 @@ from rewards.constraints import shown_moment
 from rewards.trl_style import Logged
 from rlalign.batches import calls_of_rank, shares
 from rlalign.config import ConfigError
-from rlalign.generation import decode_engine
 from rlalign.moments import Fit, Samples, fit, tilt
 from rlalign.prompts import scheduled
 from rlalign.scoring import columns_of
@@ -19,7 +18,7 @@ from rlalign.session import Session
 from rlalign.target import Target
 from rlalign.types import Rollout
 
-LEAST = 10  # effective samples, below which lambda is anybody's guess
+LEAST = 5  # effective responses that show a wish, below which its lambda is anybody's guess
 ENOUGH = 100  # effective samples, below which the errors of lambda are worth a note
 # The same of a single prompt: of 27 prompts with base rates about .03, 64 samples each (8 effective
 # ones) and a wish of .5, a fit delivers .63; 128 (15 effective) .54; base rate .1, 64 (22) .52.
@@ -128,8 +127,9 @@ def draw(session: Session, target: Target) -> Drawn:
             for row in valued(session, target, rollout, part)
         ]
     )
-    in_order = sorted(ranks.gather(rows), key=lambda each: (each[1][0], each[0]))
-    everyone = [row for _, row in in_order]  # by prompt, those of one as they were drawn
+    # By prompt, those of one as they were drawn: a row begins with its prompt.
+    in_order = sorted(ranks.gather(rows), key=lambda numbered: (numbered[1][0], numbered[0]))
+    everyone = [row for _, row in in_order]
     numbers = {number: i for i, number in enumerate(chosen)}
     return Drawn(
         torch.tensor([values for _, _, values in everyone], dtype=torch.float64),
@@ -140,7 +140,7 @@ def draw(session: Session, target: Target) -> Drawn:
 
 def sample(session: Session, numbers: Sequence[int], n: int, call: int) -> Rollout:
     """`n` responses of the reference to each of these prompts."""
-    engine = decode_engine(session.config.sampling, session.tokenizer)
+    engine = session.measuring_engine()
     batch = session.prompts.batch(numbers, session.ranks.device)
     with session.policy.reference() as reference:
         engine.sync(reference)
@@ -179,40 +179,67 @@ def check_hard(target: Target, features: Tensor, rates: dict[str, float]) -> Non
         )
 
 
-def fitted(target: Target, samples: Samples) -> Fit:
-    """The fit of every moment; InfeasibleError says which wish cannot be met, and why."""
+def fitted(
+    target: Target,
+    samples: Samples,
+    of: str = "responses of the reference",
+    setting: str = "target.samples",
+) -> Fit:
+    """The fit of every moment; InfeasibleError says which wish cannot be met, and why.
+
+    `of` and `setting` say in it whose the samples are and what raises their number.
+    """
     entries, possible = target.moments, samples.possible()
     wishes = [entry.moment for entry in entries if entry.moment is not None]
     base = tilt(possible, torch.zeros(len(entries), dtype=torch.float64)).means.tolist()
     for i, entry in enumerate(entries):
         low, high = reach(possible, i)
         where = f"rewards.{entry.name}.moment={shown_moment(entry.moment)}"
-        among = f"{len(possible.features)} responses of the reference"
+        among = f"{len(possible.features)} {of}"
         if low == high and not wishes[i][0] <= low <= wishes[i][1]:
             raise InfeasibleError(
                 f"{where}: its value is {low:g} in all {among}: what is never seen cannot be "
-                "weighed up. Ask for something more frequent, raise target.samples, or begin with "
-                "a weight"
+                f"weighed up. Ask for something more frequent, raise {setting}, or begin with a "
+                "weight"
             )
         is_held = wishes[i][0] <= base[i] <= wishes[i][1]
         if not is_held and (wishes[i][0] >= high or wishes[i][1] <= low):
             raise InfeasibleError(
                 f"{where} is out of reach: by weighing {among} within each prompt the mean can be "
                 f"{low:.4g} to {high:.4g} (unweighted {base[i]:.4g}). "
-                + why_out_of_reach(possible.features[:, i], (low, high), wishes[i])
+                + why_out_of_reach(possible.features[:, i], (low, high), wishes[i], setting)
             )
     found = fit(possible, wishes)
     if not found.is_reached:
         raise InfeasibleError(contradiction(target, possible, wishes, base))
-    if (worth := float(found.ess.sum())) < LEAST:
-        raise InfeasibleError(
-            f"{len(samples.features)} responses are worth {worth:.1f} of the target, and lambda "
-            f"takes {LEAST}; raise target.samples, or ask for something more frequent"
-        )
+    for entry, carried in zip(entries, carrying(possible, found), strict=True):
+        if carried < LEAST:
+            raise InfeasibleError(
+                f"rewards.{entry.name}.moment={shown_moment(entry.moment)}: its lambda would rest "
+                f"on {carried:.1f} of {len(possible.features)} {of}, and {LEAST} are the least; "
+                f"raise {setting}, or ask for something more frequent"
+            )
     return found
 
 
-def why_out_of_reach(values: Tensor, ends: tuple[float, float], wish: tuple[float, float]) -> str:
+def carrying(samples: Samples, found: Fit) -> list[float]:
+    """How many effective responses each lambda rests on: on the rarer side of the mean.
+
+    Samples that only say what is common, as those of a prompt that never shows it, carry nothing.
+    """
+    tilted = tilt(samples, found.lambdas)
+    apart = tilted.weights.unsqueeze(1) * (samples.features - tilted.of_prompts[samples.prompt])
+    numbers = []
+    for column, at in zip(apart.T, found.lambdas.tolist(), strict=True):
+        sides = column.clamp(min=0.0), (-column).clamp(min=0.0)
+        effective = [float(x.sum() ** 2 / (x**2).sum().clamp(min=1e-300)) for x in sides]
+        numbers.append(min(effective) if at != 0.0 else math.inf)
+    return numbers
+
+
+def why_out_of_reach(
+    values: Tensor, ends: tuple[float, float], wish: tuple[float, float], setting: str
+) -> str:
     """And what to do, of a wish beyond the ends of what weighing can give."""
     too_high = wish[0] >= ends[1]
     word, more = ("above", "less") if too_high else ("below", "more")
@@ -220,7 +247,7 @@ def why_out_of_reach(values: Tensor, ends: tuple[float, float], wish: tuple[floa
     reason = f"No response has a value {word} {float(seen):.4g}"
     if float(seen) != end:
         reason = f"Some prompts show no value as far {word} as others do"
-    return f"{reason}; ask for {more}, raise target.samples, or choose other prompts"
+    return f"{reason}; ask for {more}, raise {setting}, or choose other prompts"
 
 
 def reach(samples: Samples, column: int) -> tuple[float, float]:

@@ -53,5 +53,5 @@ def sampler_stats(
         weights = sampler_weights(old_logprobs, sampler_logprobs, mask, cap)
         mean, _ = masked_moments(weights, mask, sum_over_ranks)
         capped, _ = masked_moments((weights >= cap).float(), mask, sum_over_ranks)
-        stats |= {"ppo/sampler_weight": float(mean), "ppo/sampler_capped": float(capped)}
+        stats |= {"sampler_weight": float(mean), "sampler_capped": float(capped)}
     return stats

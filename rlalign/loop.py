@@ -92,6 +92,7 @@ class _Run:
             self._resume()
             self._open()
             self._fit_target()
+            self._start_trackers()
             if config.eval.every:
                 self.before = self._measured(of_reference=True)
                 if trainer.iteration > 0:
@@ -205,7 +206,7 @@ class _Run:
     # -- what is written -----------------------------------------------------------------------
 
     def _open(self) -> None:
-        """Write down what is about to run, and start the trackers."""
+        """Write down what is about to run."""
         config, folder = self.session.config, self.folder
         if not self.is_main:
             return
@@ -219,9 +220,6 @@ class _Run:
             reward_files=config.reward_files,
             method=self.trainer.objective.name,
         )
-        self.trackers = build_trackers(
-            config.trackers, folder, to_flat(config), resolved_yaml(config), self.trainer.iteration
-        )
 
     def _fit_target(self) -> None:
         """Fit what is left to fit, and say what was asked and what can be had."""
@@ -231,6 +229,13 @@ class _Run:
             self.folder.write_run_json({"target": {"formula": str(target), **target.state_dict()}})
             if feasibility is not None:
                 logger.info("%s\n%s", feasibility, target)
+
+    def _start_trackers(self) -> None:
+        """After the fit: a wish that cannot be had leaves nothing behind."""
+        if self.is_main:
+            config, step = self.session.config, self.trainer.iteration
+            told = to_flat(config), resolved_yaml(config)
+            self.trackers = build_trackers(config.trackers, self.folder, *told, step)
 
     def _warn_of_changes(self) -> None:
         """Say which settings differ from those that the folder's run was begun with."""

@@ -61,7 +61,7 @@ def measure(run_or_model: str, arguments: Sequence[str], out: str | None = None)
             "method": recorded_method(folder),
             "held_out": session.evaluates_on_held_out,
             "seed": config.train.seed,
-            "dtype": config.eval.dtype,
+            "dtype": precision(session),
             "versions": versions(),
         }
     content = as_json(found, about)
@@ -73,6 +73,13 @@ def measure(run_or_model: str, arguments: Sequence[str], out: str | None = None)
         for name in ("eval.json", "eval_samples.jsonl", "eval.png"):
             print(f"{name:<19} {place / name}")
     return content
+
+
+def precision(session: Session) -> str:
+    """In which the likelihoods were computed."""
+    own = session.policy.autocast_dtype
+    is_float32 = session.config.eval.dtype == "float32" or own is None
+    return "float32" if is_float32 else str(own).removeprefix("torch.")
 
 
 def configuration(folder: Path, arguments: Sequence[str]) -> RunConfig:

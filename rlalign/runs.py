@@ -183,7 +183,7 @@ def open_run(run: RunSection, stem: str) -> RunFolder:
 
 def holds_a_run(path: Path) -> bool:
     """Whether a folder has anything to lose; a run that ended before its first number has not."""
-    found = {file.name: file.stat().st_size for file in path.iterdir()}
+    found = {file.name: file.lstat().st_size for file in path.iterdir()}
     empty = found.get("metrics.jsonl", 0) == found.get("samples.jsonl", 0) == 0
     if not empty or found.keys() - set(BLANK):
         return True

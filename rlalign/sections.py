@@ -96,8 +96,7 @@ class SamplingSection(Section):
     )
     batch_size: Positive | None = Field(
         None,
-        description="most rows decoded at once in a process, in whole prompts and at least one; "
-        "null: all of them",
+        description="most rows decoded at once in a process; null: all of them",
     )
     engine: Literal["decode", "static", "vllm"] = Field(
         "decode",

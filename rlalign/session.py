@@ -17,7 +17,13 @@ from rewards.contract import RewardConfigError
 from rewards.trl_style import HANDED, Logged, context
 from rlalign.audit import check_judges
 from rlalign.config import ConfigError
-from rlalign.generation import RolloutEngine, build_engine, check_engine
+from rlalign.generation import (
+    DecodeEngine,
+    RolloutEngine,
+    build_engine,
+    check_engine,
+    decode_engine,
+)
 from rlalign.heap import keep_freed_memory
 from rlalign.models import build_policy, check_tokenizer, load_tokenizer, locate
 from rlalign.prompts import PromptSet, encode, load_prompts, scheduled
@@ -120,6 +126,16 @@ class Session:
         """The engine that the configuration names, with no policy yet."""
         return build_engine(self.config, self.tokenizer, self.ranks.accelerator)
 
+    def measuring_engine(self) -> DecodeEngine:
+        """The decode loop, in which what is drawn does not depend on how many rows are at once.
+
+        No more of them than an iteration has: so no more memory is taken than in training.
+        """
+        sampling = self.config.sampling
+        most = sampling.batch_size or max(self.config.train.samples // self.ranks.size, 1)
+        given = sampling.model_copy(update={"batch_size": most})
+        return decode_engine(given, self.tokenizer)
+
     def _load_prompts(
         self, given: Sequence[str | Mapping[str, Any]] | None
     ) -> tuple[PromptSet, PromptSet]:
@@ -179,8 +195,8 @@ class Session:
     ) -> torch.Generator:
         """A generator that depends on seed, purpose, step, draw and rank, on nothing before it.
 
-        Without `of_rank` every rank has the same one.
         So there is no generator state to save: a resumed run draws what an unbroken one would.
+        Without `of_rank` every rank has the same one.
         """
         # Hashed, because sums and products would let one seed's late steps be another's early ones.
         rank = self.ranks.rank if of_rank else 0

@@ -17,16 +17,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from rewards import embedded
 from rlalign.checkpoint import CheckpointError, load_checkpoint
 from rlalign.config import ConfigError
-from rlalign.models import first_line, silence_dropout
+from rlalign.models import first_line, lora_config, silence_dropout
 from rlalign.policy import Policy
-from rlalign.sections import RunConfig
-from rlalign.session import Session
+from rlalign.sections import LoraSection, RunConfig
+from rlalign.session import Session, longest_prompt
 from rlalign.startup import say
 
 Run = TypeVar("Run", bound=RunConfig)
 BROKEN = (
-    SafetensorError, OSError, KeyError, RuntimeError, TypeError, ValueError, ImportError,
-    yaml.YAMLError,
+    SafetensorError, OSError, KeyError, RuntimeError, ValueError, ImportError, yaml.YAMLError,
 )  # fmt: skip
 
 
@@ -60,11 +59,11 @@ def check_base(source: str, config: RunConfig) -> None:
     if is_checkpoint(folder):
         own = saved_model(folder.absolute().parents[1] / "config.yaml")
         base = str(own.get("name", base))
-        for key in ("lora", "quantization"):
-            given = model.model_dump()[key]
-            if key in own and own[key] != given:
+        for key, given in (("lora", model.lora), ("quantization", model.quantization)):
+            if key in own and not is_same(own[key], given):
+                shown = model.model_dump()[key]
                 raise ConfigError(
-                    f"{source} was trained under model.{key}={own[key]}, and here it is {given}; "
+                    f"{source} was trained under model.{key}={own[key]}, and here it is {shown}; "
                     "give the same, or leave --config out"
                 )
     elif is_adapter(folder):
@@ -78,12 +77,22 @@ def check_base(source: str, config: RunConfig) -> None:
         )
 
 
+def is_same(own: Any, given: Any) -> bool:
+    """Whether two settings make the same adapters, however they are written."""
+    if own is None or not isinstance(given, LoraSection):
+        return bool(own == given)
+    return bool(vars(lora_config(LoraSection(**own))) == vars(lora_config(given)))
+
+
 def saved_model(file: Path) -> dict[str, Any]:
     """The section `model` of a run's configuration; nothing where it was not kept."""
     if not file.is_file():
         return {}
-    found: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))["model"]
-    return found
+    found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    own = found.get("model") if isinstance(found, dict) else None
+    if not isinstance(own, dict):
+        raise ValueError(f"{file} holds no section model")
+    return own
 
 
 class Apart(Policy):
@@ -93,7 +102,7 @@ class Apart(Policy):
         super().__init__(
             lm, temperature=origin.temperature, autocast=origin.autocast_dtype, reference="none"
         )
-        self._origin = (origin,)  # in a tuple, so that it is no submodule
+        self._origin: tuple[Policy, ...] = (origin,)  # in a tuple, so that it is no submodule
 
     @contextmanager
     def reference(self) -> Iterator[Policy]:
@@ -101,9 +110,13 @@ class Apart(Policy):
             yield reference
 
     def in_float32(self) -> "Apart":
-        clone = super().in_float32()
+        origin, self._origin = self._origin, ()  # or it would be copied here, too
+        try:
+            clone = super().in_float32()
+        finally:
+            self._origin = origin
         assert isinstance(clone, Apart)
-        clone._origin = (self._origin[0].in_float32(),)
+        clone._origin = (origin[0].in_float32(),)
         return clone
 
 
@@ -125,12 +138,14 @@ def load_trained(session: Session, source: str) -> None:
                 for key, parameter in policy.trainable().items():
                     parameter.copy_(saved[key])
             return
-        check_tokens(session.tokenizer, source)
+        check_tokens(session.tokenizer, source, session.config)
         with policy.reference() as reference:
             lm, origin = whole_model(source, session.config, reference.lm), reference.lm
+        check_end(lm, session.tokenizer, source)
+        check_length(lm, session, source)
+        cut_to_the_same(lm, origin, len(session.tokenizer), source)
         silence_dropout(lm)
         policy.lm = origin  # one copy of the reference is enough
-        cut_to_the_same(lm, origin, len(session.tokenizer), source)
         session.policy = Apart(lm, policy).eval().to(session.ranks.device)
     except BROKEN as error:
         if isinstance(error, ConfigError | CheckpointError):
@@ -148,29 +163,60 @@ def whole_model(source: str, config: RunConfig, reference: nn.Module) -> Any:
         adapted: Any = PeftModel.from_pretrained(copy.deepcopy(reference), folder)
         return adapted.merge_and_unload()
     return AutoModelForCausalLM.from_pretrained(
-        where_of(source), dtype=torch.float32, trust_remote_code=config.model.trust_remote_code
-    )
+        where_of(source), dtype=torch.float32, trust_remote_code=is_trusted(source, config),
+        attn_implementation=config.model.attention,
+    )  # fmt: skip
+
+
+def is_trusted(source: str, config: RunConfig) -> bool:
+    """Whether the code beside a model runs: the reference's setting, and only from this disk."""
+    return config.model.trust_remote_code and Path(source).expanduser().is_dir()
 
 
 def where_of(source: str) -> str:
+    """What transformers loads for a folder, an embedded model's name or a hub id."""
     return str(embedded.path(source)) if embedded.is_embedded(source) else source
+
+
+def check_end(lm: Any, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Refuse a model that ends its responses by another token than the reference's."""
+    ends = lm.generation_config.eos_token_id
+    ends = [ends] if isinstance(ends, int) else ends or []
+    if ends and tokenizer.eos_token_id not in ends:
+        raise ConfigError(
+            f"{source} ends a response with token {ends[0]} and the reference with "
+            f"{tokenizer.eos_token_id}: what it writes would never end here; set eos_token_id in "
+            "its generation_config.json if both mean the same"
+        )
+
+
+def check_length(lm: Any, session: Session, source: str) -> None:
+    """Refuse a model whose context is shorter than the prompts and responses."""
+    most = longest_prompt(session.config, lm.config)
+    longest = max(map(len, session.eval_prompts.ids))
+    if most is not None and longest > most:
+        raise ConfigError(
+            f"{source} reads prompts of at most {most} tokens beside sampling.max_new_tokens="
+            f"{session.config.sampling.max_new_tokens}, and the longest has {longest}; set "
+            f"prompts.max_length={max(most, 1)}, or lower sampling.max_new_tokens"
+        )
 
 
 def cut_to_the_same(lm: Any, reference: Any, tokens: int, source: str) -> None:
     """Cut both models' embeddings to the rows that both have, where those hold every token.
 
     Rows beyond the tokenizer's are padding, or tokens added for training: a response that holds
-    one has no likelihood under the other model. What is cut has next to no probability.
+    one has no likelihood under the other model.
     """
     rows = [each.get_output_embeddings().weight.shape[0] for each in (lm, reference)]
+    if rows[0] == rows[1]:
+        return
     if min(rows) < tokens:
         which = source if rows[0] < tokens else "the reference"
         raise ConfigError(
             f"{which} has {min(rows)} rows of embeddings for the reference's {tokens} tokens; name "
             "the model that it was trained from by --model.name"
         )
-    if rows[0] == rows[1]:
-        return
     say(
         f"warning: {source} has {rows[0]} rows of embeddings and the reference {rows[1]}: both are "
         f"cut to {min(rows)}, as if no token beyond were ever drawn"
@@ -179,7 +225,7 @@ def cut_to_the_same(lm: Any, reference: Any, tokens: int, source: str) -> None:
         each.resize_token_embeddings(min(rows))
 
 
-def check_tokens(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+def check_tokens(tokenizer: PreTrainedTokenizerBase, source: str, config: RunConfig) -> None:
     """Refuse a model whose own tokenizer, where it has one, reads text otherwise.
 
     It may have more tokens, as where one for padding was added.
@@ -188,7 +234,9 @@ def check_tokens(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
     files = ("tokenizer.json", "tokenizer_config.json")
     if folder.is_dir() and not any((folder / name).is_file() for name in files):
         return
-    own = AutoTokenizer.from_pretrained(where_of(source), trust_remote_code=False)
+    own = AutoTokenizer.from_pretrained(
+        where_of(source), trust_remote_code=is_trusted(source, config)
+    )
     text = "The Queen said: “Off with her head!”, 3.14 naïve\n\ttimes."
     has_all = tokenizer.get_vocab().items() <= own.get_vocab().items()
     if not has_all or own(text).input_ids != tokenizer(text).input_ids:

@@ -34,7 +34,7 @@ def content(distance: float = 0.5, **changes: Any) -> dict[str, Any]:
         "perplexity_under_reference": 20.0, "length": 10.0, "length_std": 1.0, "unfinished": 0.0,
     }  # fmt: skip
     return {
-        "format": 1,
+        "format": 2,
         "reference_model": "tiny",
         "measured": "runs/x",
         "method": "dpg",

@@ -72,14 +72,6 @@ def test_a_response_may_hold_any_line_separator(tmp_path):
     assert rows_of(file) == rows[:1]
 
 
-def test_the_first_of_format_1_did_not_name_its_reference(tmp_path):
-    folder = written(tmp_path / "run")
-    old = content()
-    del old["reference_model"]
-    (folder / "eval.json").write_text(json.dumps(old))
-    assert "its reference (not named)" in compare_page(load([str(folder)]), [])
-
-
 def test_what_cannot_be_compared_is_refused_in_words(tmp_path):
     good, bare = written(tmp_path / "good"), tmp_path / "bare"
     bare.mkdir()
@@ -107,8 +99,8 @@ def without(key: str) -> dict[str, Any]:
         ("{", "cannot be read"),
         ("[" * 100_000, "cannot be read"),
         ("[1]", "is damaged: all of it"),
-        ('{"reference": {}, "policy": {}}', "has format 'no number', and 1 is read here"),
-        (json.dumps(content(format=2)), "has format 2, and 1 is read here"),
+        ('{"reference": {}, "policy": {}}', "has format 'no number', and 2 is read here"),
+        (json.dumps(content(format=1)), "has format 1, and 2 is read here"),
         (json.dumps(without("support")), "is damaged: support: Field required"),
         (json.dumps(content(prompts="2")), "is damaged: prompts: Input should be a valid integer"),
         (json.dumps(content(to_target={})), "is damaged: all of it: .*forward_kl, js, reverse_kl"),

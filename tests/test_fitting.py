@@ -13,7 +13,8 @@ from rlalign.algorithms.ppo import PPO, PPORun
 from rlalign.config import from_mapping
 from rlalign.dual import change_of_log_z, moved
 from rlalign.evaluate import evaluate, rescored
-from rlalign.fitting import InfeasibleError, fit_target
+from rlalign.fitting import InfeasibleError, fit_target, fitted
+from rlalign.moments import Samples
 from rlalign.partition import same
 from rlalign.session import Session
 from rlalign.trainer import Trainer
@@ -121,11 +122,27 @@ def test_out_of_reach_says_in_which_direction(wish, said):
         fit_target(session, session.target)
 
 
+def test_a_lambda_does_not_rest_on_prompts_that_never_show_it():
+    """One hit among 32 prompts of 32 samples: every prompt without one is worth all of its own."""
+    target = session_of({"hit": HIT | {"moment": 0.028}}).target
+    for hits, is_refused in ((1, True), (8, False)):
+        features = torch.zeros(32, 32, dtype=torch.float64)
+        features[0, :hits] = 1.0
+        prompt = torch.arange(32).repeat_interleave(32)
+        zeros = torch.zeros(32 * 32, dtype=torch.float64)
+        samples = Samples(features.flatten().unsqueeze(1), zeros, prompt)
+        if is_refused:
+            with pytest.raises(InfeasibleError, match=r"its lambda would rest on 1.0 of 1024 resp"):
+                fitted(target, samples)
+        else:
+            assert fitted(target, samples).means.item() == pytest.approx(0.028)
+
+
 def test_too_few_samples_to_fit_are_refused():
     few = {"samples": 8, "samples_per_prompt": 4}
     ends = {"kind": "lexical.pattern", "pattern": "[a-c]", "clip": [0, 1], "moment": 0.5}
     session = session_of({"x": ends}, target=few)
-    with pytest.raises(InfeasibleError, match=r"8 responses are worth \d\.\d of the target, and"):
+    with pytest.raises(InfeasibleError, match=r"would rest on \d\.\d of 8 responses of the ref"):
         fit_target(session, session.target)
 
 

@@ -99,7 +99,7 @@ def test_samples_follow_the_enumerated_distribution(case, monkeypatch):
 def test_draws_do_not_depend_on_compaction_or_batch_size(monkeypatch):
     policy = Policy(oracle.language_model(), reference="none")
     plain = builders.drawn(policy)
-    for compact_below, batch_size in ((0.0, None), (1.0, None), (0.75, 7), (1.0, 1)):
+    for compact_below, batch_size in ((0.0, None), (1.0, None), (0.75, 7), (1.0, 2), (1.0, 1)):
         monkeypatch.setattr(caches, "COMPACT_BELOW", compact_below)
         other = builders.drawn(policy, batch_size=batch_size)
         assert other.response_ids.tolist() == plain.response_ids.tolist()

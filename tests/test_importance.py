@@ -44,8 +44,8 @@ def test_weights_carry_no_gradient():
 
 def test_statistics_by_hand_are_over_real_tokens():
     stats = sampler_stats(OLD, SAMPLER, KEPT, 2.0)
-    assert stats["ppo/sampler_weight"] == pytest.approx(3.5 / 3)
-    assert stats["ppo/sampler_capped"] == pytest.approx(1 / 3)
+    assert stats["sampler_weight"] == pytest.approx(3.5 / 3)
+    assert stats["sampler_capped"] == pytest.approx(1 / 3)
     assert stats["sampler_gap"] == pytest.approx((math.log(2) + math.log(4)) / 3)
     assert sampler_stats(OLD, SAMPLER, KEPT, None).keys() == {"sampler_gap"}
     assert sampler_stats(OLD, None, KEPT, 2.0) == {}
@@ -88,14 +88,14 @@ def test_where_they_agree_reinforce_is_the_same_bit_for_bit():
 
 def same_bit_for_bit(on, off):
     (corrected, stats, gradients), (plain, _, wanted) = on, off
-    assert torch.equal(corrected.loss, plain.loss) and stats["ppo/sampler_weight"] == 1.0
+    assert torch.equal(corrected.loss, plain.loss) and stats["sampler_weight"] == 1.0
     assert all(torch.equal(gradients[name], wanted[name]) for name in wanted)
 
 
 @pytest.mark.parametrize("kl", [{"coef": 0.1}, {"placement": "loss", "estimator": "k2"}])
 def test_every_term_of_the_policy_is_weighted_and_the_values_are_not(kl):
     (on, stats, _), (off, _, _) = (prepared(math.log(1.5), cap, kl=kl) for cap in (2.0, None))
-    assert stats["ppo/sampler_weight"] == pytest.approx(1.5)
+    assert stats["sampler_weight"] == pytest.approx(1.5)
     for name, x in off.stats.items():
         factor = 1.5 if name in ("ppo/policy_loss", "kl/loss") else 1.0
         assert_close(on.stats[name], factor * x)

@@ -26,7 +26,7 @@ ONLY_UNDER_A_SETTING |= {  # under other methods
     *("dpg/divergence", "dpg/log_z", "dpg/ess", "dpg/ratio_max", "dpg/advantage_std"),
     *("dpg/loss", "dpg/gain", "dpg/replaced", "reinforce/loss", "reinforce/advantage_std"),
 }
-ONLY_UNDER_A_SETTING |= {"ppo/sampler_weight", "ppo/sampler_capped"}  # with a correction
+ONLY_UNDER_A_SETTING |= {"sampler_weight", "sampler_capped"}  # with a correction
 
 
 def test_distinct_two_counts_different_pairs_over_all_pairs_of_all_texts():

@@ -29,7 +29,7 @@ from rlalign.trainer import Trainer, schedule
 
 PHRASE = "d e b"  # base rates .018 and .011
 SEEDS = (0, 1, 2)
-ITERATIONS = 1100  # of 256 samples: a minute of one core
+ITERATIONS = 1500  # of 256 samples: with 1,100 four of the six miss their limit (LOG.md)
 SPARSE = {"hit": {"kind": "lexical.contains", "words": [PHRASE], "hard": True}}
 SHARES = {  # base rates .12 and .25: two moments at once, of which the second was .25
     "hit": {"kind": "lexical.contains", "words": ["d a"], "moment": 0.5},
@@ -181,7 +181,7 @@ LIMITS = {
 @pytest.mark.prove
 @pytest.mark.parametrize("name", LIMITS)
 def test_a_method_reaches_the_sparse_target(name):
-    """Median of three seeds, 281,600 samples each."""
+    """Median of three seeds, 384,000 samples each."""
     method, section, optim, limit = LIMITS[name]
     found = [on_the_sparse_target(method, seed, section, optim=optim) for seed in SEEDS]
     assert max(each.samples for each in found) <= 400_000

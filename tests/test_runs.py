@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from rlalign.cli import main
 from rlalign.files import sha256
 from rlalign.problems import ConfigError
 from rlalign.redact import HIDDEN, redact_command, redact_mapping, redact_text
-from rlalign.runs import RunFolder, check_run, git_commit, open_run, versions
+from rlalign.runs import BLANK, RunFolder, check_run, git_commit, open_run, versions
 from rlalign.sections import RunSection
 
 
@@ -195,3 +196,24 @@ def test_the_name_of_a_variable_is_no_secret(monkeypatch):
     assert redact_text(line) == line
     assert redact_text("X-Api-Key: FAR_KEYS") == f"X-Api-Key: {HIDDEN}"
     assert redact_text("X-Api-Key: a very secret value") == f"X-Api-Key: {HIDDEN}"
+
+
+def test_a_wish_that_cannot_be_had_leaves_its_name_free(tmp_path):
+    settings = {
+        "model": {"name": "glass-tiny", "dtype": "float32"},
+        "prompts": {"path": str(tmp_path / "prompts.jsonl"), "eval_fraction": 0.0},
+        "sampling": {"max_new_tokens": 4, "samples_per_prompt": 4},
+        "target": {"samples": 64},
+        "train": {"iterations": 1, "samples": 8, "threads": 1},
+        "eval": {"every": 0},
+        "run": {"dir": str(tmp_path / "runs"), "name": "mine"},
+        "trackers": ["tensorboard"],
+    }
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Alice"}\n')
+    (tmp_path / "a.yaml").write_text(json.dumps(settings))
+    command = ["dpg", f"--config={tmp_path / 'a.yaml'}"]
+    reward = "{kind: lexical.contains, words: [zebra], moment: 0.5}"
+    assert main([*command, f"--rewards.x={reward}"]) == 2
+    assert {file.name for file in (tmp_path / "runs" / "mine").iterdir()} <= set(BLANK)
+    reward = "{kind: lexical.contains, words: [the], weight: 1.0}"
+    assert main([*command, f"--rewards.x={reward}"]) == 0

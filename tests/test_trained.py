@@ -36,7 +36,9 @@ IDS = torch.tensor([[1, 2, 3, 4]])
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run under LoRA, with its checkpoint and its saved adapter."""
     folder = tmp_path_factory.mktemp("trained")
-    (folder / "prompts.jsonl").write_text('{"prompt": "Alice"}\n{"prompt": "The Queen"}\n')
+    (folder / "prompts.jsonl").write_text(
+        '{"prompt": "Alice and the Queen"}\n{"prompt": "The Queen and Alice"}\n'
+    )
     settings = SETTINGS | {
         "prompts": {"path": str(folder / "prompts.jsonl")},
         "run": {"dir": str(folder), "name": "run"},
@@ -72,6 +74,11 @@ def test_a_checkpoint_is_refused_under_other_adapters_than_its_own(run: Path) ->
     config = settings_of(run, lora={"r": 4, "alpha": 80.0})  # the same shapes
     with pytest.raises(ConfigError, match=r"was trained under model.lora=.*'alpha': 8.0"):
         logits(checkpoint, config)
+
+
+def test_the_same_adapters_written_otherwise_are_the_same(run: Path) -> None:
+    checkpoint = run / "checkpoints" / "step-000002"
+    logits(checkpoint, settings_of(run, lora={"r": 4}))  # alpha is 2 r where nothing is said
 
 
 def test_another_base_than_the_reference_is_told(
@@ -171,6 +178,32 @@ def test_rows_beyond_the_tokens_are_cut_from_both(
     assert "both are cut to 1024" in capsys.readouterr().err
 
 
+def test_as_many_rows_are_taken_as_they_are_however_many_tokens(run: Path, tmp_path: Path) -> None:
+    """A token for padding that has no row of its own, as where it was added after training."""
+    lm = AutoModelForCausalLM.from_pretrained(embedded.path("glass-tiny"))
+    tokenizer = AutoTokenizer.from_pretrained(embedded.path("glass-tiny"))
+    tokenizer.add_tokens(["<pad-of-mine>"])
+    source = saved(tmp_path, lm, tokenizer)
+    torch.testing.assert_close(logits(source, settings_of(run, lora=None)), lm(IDS).logits.detach())
+    logits(source, settings_of(run, lora=None, name=str(source)))
+
+
+def test_a_model_that_ends_otherwise_is_refused(run: Path, tmp_path: Path) -> None:
+    lm = AutoModelForCausalLM.from_pretrained(embedded.path("glass-tiny"))
+    lm.generation_config.eos_token_id = 77
+    with pytest.raises(ConfigError, match=r"ends a response with token 77 and the reference with"):
+        logits(saved(tmp_path, lm), settings_of(run))
+
+
+def test_a_model_of_too_short_a_context_is_refused(run: Path, tmp_path: Path) -> None:
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 9, "vocab_size": 1024}
+    tokenizer = AutoTokenizer.from_pretrained(embedded.path("glass-tiny"))
+    ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    source = saved(tmp_path, GPT2LMHeadModel(GPT2Config(**sizes, **ends)))
+    with pytest.raises(ConfigError, match=r"reads prompts of at most 1 tokens beside sampling.max"):
+        logits(source, settings_of(run))
+
+
 def test_fewer_rows_than_tokens_are_refused(run: Path, tmp_path: Path) -> None:
     lm = AutoModelForCausalLM.from_pretrained(embedded.path("glass-tiny"))
     lm.resize_token_embeddings(1000)
@@ -182,7 +215,9 @@ def test_fewer_rows_than_tokens_are_refused(run: Path, tmp_path: Path) -> None:
 def test_another_architecture_of_the_same_tokens_is_measured(run: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 128, "vocab_size": 1024}
-    lm = GPT2LMHeadModel(GPT2Config(**sizes))
+    tokenizer = AutoTokenizer.from_pretrained(embedded.path("glass-tiny"))
+    ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    lm = GPT2LMHeadModel(GPT2Config(**sizes, **ends))
     source = saved(tmp_path / "other", lm)
     config = f"--config={run.parent / 'a.yaml'}"
     found = measure(str(source), [config], str(tmp_path))
@@ -199,7 +234,6 @@ def test_another_architecture_of_the_same_tokens_is_measured(run: Path, tmp_path
     rows = [
         json.loads(line) for line in (tmp_path / "eval_samples.jsonl").read_text().split("\n")[:-1]
     ]
-    tokenizer = AutoTokenizer.from_pretrained(embedded.path("glass-tiny"))
     row = next(row for row in rows if row["drawn_by"] == "policy" and not row["finished"]
                and len(tokenizer(row["response"]).input_ids) == row["length"])  # fmt: skip
     prompt, response = (tokenizer(row[of]).input_ids for of in ("prompt", "response"))

@@ -383,8 +383,8 @@ def test_a_run_trains_on_what_vllm_draws(served, monkeypatch, tmp_path):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").open()][1:]
     assert len(rows) == 3 and served.pushes == 3 and len(served.asked) == 3
     for row in rows:
-        assert row["sampler_gap"] < 1e-4 and row["ppo/sampler_capped"] == 0.0
-        assert row["ppo/sampler_weight"] == pytest.approx(1.0, abs=1e-4)
+        assert row["sampler_gap"] < 1e-4 and row["sampler_capped"] == 0.0
+        assert row["sampler_weight"] == pytest.approx(1.0, abs=1e-4)
     start = make().state_dict()
     assert any(not torch.allclose(served.received[k], start[k], atol=1e-3) for k in start)
 

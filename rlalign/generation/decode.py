@@ -86,12 +86,15 @@ class DecodeEngine:
         total = len(prompts) * n
         # (B, T): a row's draws do not depend on which other rows are still alive.
         uniform = torch.rand(total, self.max_new_tokens, generator=generator).to(self.policy.device)
-        step = max((self.batch_size or total) // n, 1)
+        most = self.batch_size or total
+        step, at_once = max(most // n, 1), min(n, most)  # prompts; samples of one of them
         with self.policy.decoding():
             parts = [
-                self._decode(prompts.prompt_ids[i : i + step], prompts.prompt_mask[i : i + step], n,
-                             uniform[i * n : (i + step) * n], sampler)
+                self._decode(prompts.prompt_ids[i : i + step], prompts.prompt_mask[i : i + step],
+                             count, uniform[i * n + drawn : i * n + drawn + step * count], sampler)
                 for i in range(0, len(prompts), step)
+                for drawn in range(0, n, at_once)
+                for count in [min(at_once, n - drawn)]
             ]  # fmt: skip
         ids, logprobs, finished = (
             torch.cat([getattr(part, name) for part in parts])

@@ -103,7 +103,7 @@ def opening(runs: Sequence[Run], warnings: Sequence[str]) -> str:
     titles = ["run", "what was measured", "method", "λ", "about the target"]
     first = runs[0].content
     said = (
-        f"π is a run's policy, a its reference ({first.get('reference_model') or 'not named'}), "
+        f"π is a run's policy, a its reference ({first['reference_model']}), "
         f"P_T the target. {first['samples']} responses of each to {first['prompts']} prompt(s); ± "
         f"is half of a 95% interval, of the responses; {DASH} is a number that is not known."
     )

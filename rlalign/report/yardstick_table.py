@@ -104,7 +104,7 @@ def remarks(content: Content) -> list[str]:
         k = support["pareto_k"]
         tail = f"Pareto k {k or 0.0:.2f} of at most {support['threshold']:.2f}"
         if k is None or support["is_whole"]:
-            tail = "no tail: nothing weighs much more than the heaviest of them"
+            tail = "no tail: none can weigh much more than those seen"
         lines.append(f"the samples are worth {support['ess']:.0f} of P_T ({tail})")
         if note := content["to_target"]["reverse_kl"]["policy"].get("note"):
             lines.append(f"KL(π‖P_T) is {note}")

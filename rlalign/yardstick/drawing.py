@@ -10,7 +10,6 @@ from torch import Tensor
 
 from rlalign.batches import calls_of_rank, shares
 from rlalign.evaluate import sample_rows
-from rlalign.generation import decode_engine
 from rlalign.policy import Policy, evaluate_rollout, logprobs_only
 from rlalign.prompts import scheduled
 from rlalign.scoring import score_rollout
@@ -68,16 +67,21 @@ def draw(session: Session, coef: float, target: Target) -> Drawn:
         ]
     )
     everyone = ranks.gather(rows)
-    # (prompt, who drew it, call); those of one call are in the order in which they were drawn.
-    everyone.sort(key=lambda each: (each[1][0], DRAWN_BY.index(each[1][1]["drawn_by"]), each[0]))
+    # By prompt, who drew it and call; those of one call are in the order in which they were drawn.
+    everyone.sort(key=lambda numbered: place_of(*numbered))
     return assembled([row for _, row in everyone])
+
+
+def place_of(call: int, drawn: tuple[int, Row, list[float]]) -> tuple[int, int, int]:
+    prompt, row, _ = drawn
+    return prompt, DRAWN_BY.index(row["drawn_by"]), call
 
 
 def sample(
     session: Session, policy: Policy, drawn_by: str, numbers: Sequence[int], n: int, call: int
 ) -> Rollout:
     """`n` responses to each of these held-out prompts, of the policy or of its reference."""
-    engine = decode_engine(session.config.sampling, session.tokenizer)
+    engine = session.measuring_engine()
     batch = session.eval_prompts.batch(numbers, session.ranks.device)
     generator = session.generator(f"yardstick {drawn_by}", 0, call, of_rank=False)
     if drawn_by == "policy":

@@ -120,7 +120,8 @@ def refitted(target: Target, drawn: Drawn) -> tuple[Target, tuple[str, ...], tup
     if not bool((log_weights > -torch.inf).any()):
         return target, ("no sample satisfies what is hard, so no lambda was fitted",), ()
     try:
-        found = fitted(target, Samples(evidence.features[:, index], log_weights, evidence.prompt))
+        samples = Samples(evidence.features[:, index], log_weights, evidence.prompt)
+        found = fitted(target, samples, "responses of the two", "eval.target_samples")
     except InfeasibleError as error:
         note = f"not fitted to these samples, but left as they were: {error}"
         return target, (note,), ()

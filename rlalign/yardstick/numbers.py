@@ -14,7 +14,7 @@ from rlalign.yardstick.drawing import DRAWN_BY, Row
 from rlalign.yardstick.estimators import Estimate
 from rlalign.yardstick.measured import Yardstick
 
-FORMAT = 1
+FORMAT = 2
 
 
 def as_json(found: Yardstick, about: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ LEAST_A_PROMPT = 4  # samples, below which Z(x) is not estimated
 LEAST_IN_ALL = 100  # samples, below which the tail of the weights is not seen
 LEAST_EFFECTIVE = 25.0  # samples of the target, in all
 LEAST_EFFECTIVE_A_PROMPT = 10.0  # of half of the prompts: each Z(x) rests on its own samples
+MOST_CARRIED_BY_FEW = 0.1  # share of prompts with fewer effective samples than LEAST_A_PROMPT
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Support:
     ess: float  # effective samples of the target, (sum w)^2 / sum w^2 within each prompt, summed
     pareto_k: float  # shape of the weights' tail; nan where there are too few samples
     threshold: float  # above which a mean of the weights is not to be trusted
-    is_whole: bool  # the heaviest weight there can be was seen: nothing lies beyond, whatever k
+    is_whole: bool  # no weight can be much heavier than those that were seen, whatever k
     refusal: str  # why nothing that needs Z(x) is given; empty where it is
 
 
@@ -59,7 +60,7 @@ def support_of(evidence: Evidence, highest: float | None = None) -> Support:
     sums.index_add_(1, evidence.prompt, torch.stack([weights, weights**2]))
     of_prompts = sums[0] ** 2 / sums[1]  # (P,)
     ess, median, k = float(of_prompts.sum()), float(of_prompts.median()), pareto_k(weights)
-    refusal, is_whole = "", float(weights.max()) >= 0.5 * heaviest(evidence, highest)
+    refusal, is_whole = "", shows_the_heaviest(evidence, weights, highest)
     if k > threshold and not is_whole:
         refusal = (
             f"the weights' tail is too heavy (Pareto k {k:.2f}, at most {threshold:.2f}): a few "
@@ -77,23 +78,33 @@ def support_of(evidence: Evidence, highest: float | None = None) -> Support:
             f"{LEAST_EFFECTIVE_A_PROMPT:g} are the least; raise eval.samples_per_prompt, or train "
             "nearer to the target"
         )
+    elif float((of_prompts < LEAST_A_PROMPT).double().mean()) > MOST_CARRIED_BY_FEW:
+        refusal = (
+            f"the samples of {int((of_prompts < LEAST_A_PROMPT).sum())} of {prompts} prompts are "
+            f"worth fewer than {LEAST_A_PROMPT} of their target: a lucky hit carries each; raise "
+            "eval.samples_per_prompt, or train nearer to the target"
+        )
     return Support(ess, k, threshold, is_whole, refusal)
 
 
-def heaviest(evidence: Evidence, highest: float | None) -> float:
-    """The largest that a weight of mean 1 can be in any prompt, by the estimate of its Z(x).
+def shows_the_heaviest(evidence: Evidence, weights: Tensor, highest: float | None) -> bool:
+    """Whether in every prompt many weights (N,) are near the heaviest that there can be.
 
     The mixture holds a share of the reference, so P/m is at most exp(highest) over that share. Of a
     target of few values the weights crowd there, where a tail fitted to them says nothing: k comes
-    from differences within the crowd.
+    from differences within the crowd. One weight there is no crowd, but a rare response that was
+    met by luck; a bound that is small beside the number of samples needs none.
     """
     if highest is None:
-        return math.inf
+        return False
     counts = torch.bincount(evidence.prompt, minlength=evidence.prompts).double()
     of_reference = torch.bincount(evidence.prompt[~evidence.is_policys], minlength=len(counts))
     log_z = torch.stack([part.log_weights.logsumexp(0) for part in evidence.by_prompt()])
-    bounds = highest - (of_reference / counts).log() - (log_z - counts.log())  # (P,)
-    return float(bounds.max().exp())
+    bound = (highest - (of_reference / counts).log() - (log_z - counts.log())).exp()  # (P,)
+    is_near = (weights >= 0.5 * bound[evidence.prompt]).double()
+    crowd = torch.zeros_like(counts).index_add(0, evidence.prompt, is_near)
+    is_small = bound <= counts / LEAST_EFFECTIVE_A_PROMPT
+    return bool(((crowd >= LEAST_EFFECTIVE_A_PROMPT) | is_small).all())
 
 
 def normalised_weights(evidence: Evidence) -> Tensor:
