@@ -6,7 +6,8 @@
 
 A run goes to runs/grid/TARGET/METHOD-SEED and is measured by `rlalign eval` against the target of
 its file. Its numbers then stand as a line in experiments/results/grid.jsonl, and it is not repeated
-as long as its settings are the same.
+as long as its settings are the same. Where what `rlalign eval` draws or says has changed (EVAL), it
+is measured again, but not trained again as long as its folder is there.
 """
 
 import argparse
@@ -55,6 +56,7 @@ GRID = {
     "space_words": THREE,
 }
 LARGE = ("biographies", "space_words")  # SmolLM2-135M: every core there is, one seed
+EVAL = 2  # of what `rlalign eval` draws and says: 2 since its draws no longer depend on the ranks
 Job = tuple[str, str, int]  # target, method, seed
 DISTANCES = {
     "forward_kl": "KL(P_T‖π)",
@@ -104,7 +106,7 @@ def done(job: Job) -> int:
     """Train and measure, unless that was done; the exit code."""
     target, method, seed = job
     key = settings_hash(job)
-    if any(row["job"] == list(job) and row["settings"] == key for row in rows()):
+    if any(is_of(row, job, key) for row in rows()):
         return 0
     run = PLACE / target / f"{method}-{seed}-{key[:8]}"
     config = f"--config=experiments/grid/{target}.yaml"
@@ -157,6 +159,7 @@ def keep(job: Job, key: str, run: Path) -> None:
     row = {
         "job": list(job),
         "settings": key,
+        "eval": EVAL,
         "seconds": sum(float(each) for _, each, _ in seconds),
         "features": {
             name: {of: feature[of]["value"] for of in ("reference", "policy", "target")}
@@ -178,6 +181,10 @@ def keep(job: Job, key: str, run: Path) -> None:
         file.write(json.dumps(row) + "\n")
 
 
+def is_of(row: dict[str, Any], job: Job, key: str) -> bool:
+    return row["job"] == list(job) and row["settings"] == key and row.get("eval", 1) == EVAL
+
+
 def rows() -> list[dict[str, Any]]:
     """Every kept line."""
     lines = ROWS.read_text(encoding="utf-8").splitlines() if ROWS.is_file() else []
@@ -189,8 +196,8 @@ def rows() -> list[dict[str, Any]]:
 
 def table(target: str, jobs: Sequence[Job]) -> str:
     """A row a method: mean over seeds ± its standard error."""
-    wanted = {(*job, settings_hash(job)) for job in jobs}
-    found = [row for row in rows() if (*row["job"], row["settings"]) in wanted]
+    wanted = [(job, settings_hash(job)) for job in jobs]
+    found = [row for row in rows() if any(is_of(row, *each) for each in wanted)]
     if not found:
         return f"\n{target}: nothing is measured yet"
     features = list(found[0]["features"])
