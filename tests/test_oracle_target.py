@@ -29,7 +29,7 @@ from rlalign.trainer import Trainer, schedule
 
 PHRASE = "d e b"  # base rates .018 and .011
 SEEDS = (0, 1, 2)
-ITERATIONS = 1500  # of 256 samples: with 1,100 four of the six miss their limit (LOG.md)
+ITERATIONS = 1500  # of 256 samples: with 1,100 three miss their limit (LOG.md)
 SPARSE = {"hit": {"kind": "lexical.contains", "words": [PHRASE], "hard": True}}
 SHARES = {  # base rates .12 and .25: two moments at once, of which the second was .25
     "hit": {"kind": "lexical.contains", "words": ["d a"], "moment": 0.5},
@@ -190,6 +190,30 @@ def test_a_method_reaches_the_sparse_target(name):
     # What it was not asked to change stays as the target has it.
     off = statistics.median(abs(each.second - each.second_of_target) for each in found)
     assert off < 0.01
+
+
+# What the limits above leave out, for 300 iterations: divergence, order, rate.
+OTHERS = {
+    "total variation": ("tv", 0.5, 3e-3),
+    "chi2 forward": ("forward_chi2", 0.5, 1e-3),
+    "chi2 reverse": ("reverse_chi2", 0.5, 1e-3),
+    "Hellinger": ("hellinger", 0.5, 3e-3),
+    "alpha": ("alpha", 0.3, 3e-3),
+}
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("method", ["dpg", "ppo"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_divergence_goes_most_of_the_way(name, method):
+    """By its gradient, and by PPO with a critic on its pseudo-reward."""
+    divergence, alpha, lr = OTHERS[name]
+    section = {"divergence": divergence, "alpha": alpha, "lr": lr}
+    if method == "ppo":
+        section |= {"lr": 1e-3, "value_lr": 1e-2, "epochs": 1, "minibatches": 2,
+                    "gae_lambda": 1.0, "value_clip": None}  # fmt: skip
+    found = on_the_sparse_target(method, 0, section, iterations=300)
+    assert found.forward_kl < 1.0 and found.satisfaction > 0.8
 
 
 @pytest.mark.prove
