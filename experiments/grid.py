@@ -64,6 +64,7 @@ DISTANCES = {
     "js": "JS",
     "tv": "TV",
 }
+WHOSE = ("reference", "policy", "target")
 TEXTS = {"distinct_2": "distinct-2", "self_bleu_5_words": "self-BLEU-5"}
 
 
@@ -162,7 +163,7 @@ def keep(job: Job, key: str, run: Path) -> None:
         "eval": EVAL,
         "seconds": sum(float(each) for _, each, _ in seconds),
         "features": {
-            name: {of: feature[of]["value"] for of in ("reference", "policy", "target")}
+            name: {of: [feature[of]["value"], feature[of]["se"]] for of in WHOSE}
             for name, feature in found["features"].items()
         },
         "to_target": {
@@ -212,32 +213,37 @@ def table(target: str, jobs: Sequence[Job]) -> str:
 def cells(found: Sequence[dict[str, Any]]) -> list[str]:
     columns = [
         *([row["features"][name]["policy"] for row in found] for name in found[0]["features"]),
-        *([row["to_target"][name]["policy"][0] for row in found] for name in DISTANCES),
-        [row["to_reference"]["kl_policy_reference"] for row in found],
-        *([row["texts"]["policy"][name] for row in found] for name in TEXTS),
+        *([row["to_target"][name]["policy"] for row in found] for name in DISTANCES),
+        [[row["to_reference"]["kl_policy_reference"], None] for row in found],
+        *([[row["texts"]["policy"][name], None] for row in found] for name in TEXTS),
     ]
     return [over_seeds(column) for column in columns]
 
 
 def reference_cells(row: dict[str, Any]) -> list[str]:
-    numbers = [
+    numbers: list[Sequence[float | None]] = [
         *(each["reference"] for each in row["features"].values()),
-        *(row["to_target"][name]["reference"][0] for name in DISTANCES),
-        0.0,
-        *(row["texts"]["reference"][name] for name in TEXTS),
+        *(row["to_target"][name]["reference"] for name in DISTANCES),
+        [0.0, None],
+        *([row["texts"]["reference"][name], None] for name in TEXTS),
     ]
-    return ["reference", "", *(over_seeds([value]) for value in numbers)]
+    return ["reference", "", *(over_seeds([number]) for number in numbers)]
 
 
-def over_seeds(values: Sequence[float | None]) -> str:
-    """Mean ± standard error; how many of the seeds have none, where some do."""
-    known = [value for value in values if value is not None]
+def over_seeds(numbers: Sequence[Sequence[float | None]]) -> str:
+    """Mean ± standard error over seeds; of one seed that of its samples, where it is known.
+
+    And how many of the seeds have no number, where some have none.
+    """
+    known = [value for value, _ in numbers if value is not None]
     if not known:
         return "refused"
     shown = f"{statistics.fmean(known):.3f}"
     if len(known) > 1:
         shown += f" ± {statistics.stdev(known) / math.sqrt(len(known)):.3f}"
-    missing = len(values) - len(known)
+    elif numbers[0][1] is not None and len(numbers) == 1:
+        shown += f" ± {numbers[0][1]:.3f}"
+    missing = len(numbers) - len(known)
     return shown + (f" ({missing} refused)" if missing else "")
 
 

@@ -17,6 +17,7 @@ from rlalign.yardstick.estimators import (
     divergence_to_target,
     mean_of,
     mean_under_target,
+    wilson,
 )
 from rlalign.yardstick.evidence import Evidence
 from rlalign.yardstick.support import pareto_k, support_of
@@ -314,3 +315,11 @@ def test_half_of_the_prompts_must_show_their_own_target():
 def test_a_share_of_none_is_not_certain():
     found = mean_of(torch.zeros(256), torch.zeros(256, dtype=torch.int64))
     assert found.interval == pytest.approx((0.0, 0.0148), abs=1e-4)
+
+
+def test_the_interval_of_a_share_holds_it_to_the_last_digit():
+    """A picture of one that does not, by rounding, cannot be drawn."""
+    for n in range(2, 3000):
+        for share in (0.0, 1.0 / n, 1.0 - 1.0 / n, 1.0):
+            low, high = wilson(share, n)
+            assert 0.0 <= low <= share <= high <= 1.0

@@ -243,4 +243,5 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     z = Z_95**2 / n
     middle = (share + z / 2) / (1 + z)
     half = math.sqrt(share * (1 - share) * z + z * z / 4) / (1 + z)
-    return middle - half, middle + half
+    # At 0 and 1 an end is the share itself, but for rounding.
+    return max(min(middle - half, share), 0.0), min(max(middle + half, share), 1.0)
