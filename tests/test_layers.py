@@ -75,6 +75,7 @@ LAYERS = [
             *("training", "command"),
         )
     },
+    {"recording", "resuming"},
     {"loop"},
     {"trl_rewards", "trl_settings", "trl_record"},
     {"demand", "probe_time"},
@@ -167,7 +168,7 @@ def test_one_file_of_each_package_imports_trl():
 
 def test_the_checks_see_imports():
     """Guards the tests above: what the loop and the launchers import is found."""
-    assert {"trainer", "checkpoint", "report.card"} <= own_imports(ROOT / "rlalign" / "loop.py")
+    assert {"trainer", "resuming", "report.card"} <= own_imports(ROOT / "rlalign" / "loop.py")
     assert own_imports(ROOT / "rlalign" / "scoring.py") >= {"rewards", "policy"}
     assert own_imports(ROOT / "rlalign" / "models.py") >= {"trl_bridge", "rewards"}
 

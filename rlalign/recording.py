@@ -1,0 +1,97 @@
+"""What a run writes as it goes: its settings, run.json, a row an iteration, samples."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from rlalign.config import changed_settings, resolved_yaml, to_flat
+from rlalign.evaluate import Evaluation
+from rlalign.exits import AuditStop, Preempted, exit_code
+from rlalign.redact import redact_text
+from rlalign.report.live import LiveView
+from rlalign.runs import RunFolder, command_line
+from rlalign.session import Session
+from rlalign.tracking import Trackers, build_trackers
+
+logger = logging.getLogger(__name__)
+
+
+class RunRecorder:
+    """The files of a run, its trackers and the terminal; on other ranks than the first, nothing."""
+
+    def __init__(self, session: Session, folder: RunFolder, quiet: bool) -> None:
+        self.config, self.ranks, self.folder = session.config, session.ranks, folder
+        self.is_main = session.ranks.is_main
+        self.is_begun = False  # whether run.json speaks of this call
+        self._trackers: Trackers | None = None
+        total, names = session.config.train.iterations, list(session.reward_set.names)
+        self.view = LiveView(total, names, quiet=quiet or not self.is_main)
+
+    def begin(self, method: str) -> None:
+        """Write down what is about to run."""
+        config, folder = self.config, self.folder
+        if not self.is_main:
+            return
+        if changed := changed_settings(config, folder.config_yaml):
+            logger.warning("resumed with other settings than before: %s", ", ".join(changed))
+        self.is_begun = True
+        folder.config_yaml.write_text(redact_text(resolved_yaml(config)), encoding="utf-8")
+        folder.start(
+            argv=command_line(),
+            world_size=self.ranks.size,
+            seeds={"train.seed": config.train.seed},
+            reward_files=config.reward_files,
+            method=method,
+        )
+
+    def start_trackers(self, iteration: int) -> None:
+        """After the fit: a wish that cannot be had leaves nothing behind."""
+        if self.is_main:
+            told = to_flat(self.config), resolved_yaml(self.config)
+            self._trackers = build_trackers(self.config.trackers, self.folder, *told, iteration)
+
+    def note(self, **fields: Any) -> None:
+        """Merge fields into run.json."""
+        if self.is_main:
+            self.folder.write_run_json(fields)
+
+    def record(
+        self,
+        row: dict[str, float],
+        train_rows: Sequence[dict[str, Any]],
+        evaluation: Evaluation | None,
+    ) -> None:
+        """A row of metrics, and the samples that it speaks of."""
+        if not self.is_main:
+            return
+        assert self._trackers is not None
+        step = int(row["iteration"])
+        rows = [{"iteration": step, "split": "train"} | r for r in train_rows]
+        if evaluation is not None:
+            row = row | evaluation.stats
+            rows += [{"iteration": step, "split": "eval"} | r for r in evaluation.rows]
+        self._trackers.log(step, row)
+        self._trackers.samples(step, rows)
+        self.view.iteration(row)
+        if evaluation is not None:
+            self.view.samples(evaluation.rows)
+
+    def done(self, stopped: str | None) -> None:
+        """The run came to its end, or was stopped by a warning of the audit."""
+        # run.json first: W&B reads from it how the run ended.
+        if self.is_main and stopped is None:
+            self.folder.finish("done", 0)
+        elif self.is_main:
+            self.folder.finish("stopped", exit_code(AuditStop()), stopped)
+        if self._trackers is not None:
+            self._trackers.close()
+
+    def failed(self, error: BaseException) -> None:
+        """The run ends by this error."""
+        is_preempted = isinstance(error, Preempted)
+        if self.is_main and (self.is_begun or not self.folder.run_json.exists()):
+            message = str(error) or type(error).__name__
+            status: Literal["preempted", "failed"] = "preempted" if is_preempted else "failed"
+            self.folder.finish(status, exit_code(error), message)
+        if self._trackers is not None:
+            self._trackers.close(10.0 if is_preempted else 60.0)
