@@ -3,48 +3,73 @@
 import ctypes
 import os
 import signal
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from torch import Tensor
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from torch import Tensor, nn
 
 from rewards.contract import RewardConfigError, RewardError
 from rlalign.config import ConfigError
+from rlalign.whereabouts import HERE, Interrupted
 
 PR_SET_PDEATHSIG = 1
+BUCKET_ELEMENTS = 8 << 20  # of gradients that travel together
 Result = TypeVar("Result")
 
 
-class Ranks:
-    """Accelerate's processes: sums, maxima and messages over all of them."""
+class RankFailed(RuntimeError):
+    """Another rank failed, and this one cannot go on without it."""
 
-    def __init__(self) -> None:
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Ranks:
+    """Accelerate's processes: sums, maxima and messages over all of them.
+
+    `timeout` is how many seconds a meeting of all may take before the backend gives it up.
+    """
+
+    def __init__(self, timeout: float = 1800.0) -> None:
         refuse_sharding(dict(os.environ))
+        patience = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
         # Without cpu=True, a machine with no accelerator reports rank 0 of 1 whatever was launched.
         # Mixed precision is the policy's own, the same in sampling, training and reference.
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[patience]
+        )
         self.size = int(self.accelerator.num_processes)
         self.rank = int(self.accelerator.process_index)
+        self.local_rank = int(self.accelerator.local_process_index)
         self.is_main = bool(self.accelerator.is_main_process)
         self.device = self.accelerator.device
         check_world(self.size, dict(os.environ))
+        self.host = host_name()
+        self.hosts: list[str] = self.gather([self.host])  # of every rank
 
     def sum(self, x: Tensor) -> Tensor:
         """Elementwise sum over all ranks, the same on each."""
         if self.size == 1:
             return x
-        total: Tensor = self.accelerator.reduce(x, reduction="sum")
+        with HERE.waiting():
+            total: Tensor = self.accelerator.reduce(x, reduction="sum")
         return total
 
     def max(self, value: int) -> int:
         """The largest value that any rank has."""
         if self.size == 1:
             return value
-        values = self.accelerator.gather(torch.tensor([value], device=self.device))
+        with HERE.waiting():
+            values = self.accelerator.gather(torch.tensor([value], device=self.device))
         return int(values.max())
 
     def any(self, claim: bool) -> bool:
@@ -55,43 +80,123 @@ class Ranks:
         """Rank 0's value, on every rank."""
         if self.size == 1:
             return value
-        return broadcast_object_list([value])[0]
+        with HERE.waiting():
+            return broadcast_object_list([value])[0]
 
     def gather(self, values: list[Any]) -> list[Any]:
         """Every rank's items, in the order of ranks, on every rank."""
         if self.size == 1:
             return values
         parts: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(parts, values)
+        with HERE.waiting():
+            torch.distributed.all_gather_object(parts, values)
         return [item for part in parts for item in part]
 
     def together(self, job: Callable[[], Result]) -> Result:
-        """The job's result; a reward that fails on one rank fails on all, with the same message.
+        """The job's result; where it fails on one rank it fails on all, by the same message.
 
-        The job must not talk to other ranks. Without this the others would wait for the failed one,
-        and rank 0, which writes down how the run ended, would blame the connection.
+        The job must not talk to other ranks, and leave no state half changed: where the run is
+        asked to stop it ends at its next tick, with Interrupted on all ranks. Without this the
+        others would wait for the rank that failed.
         """
         result: list[Result] = []
-        faults: list[tuple[type[Exception], str]] = []
+        fault: BaseException | None = None
         try:
-            result.append(job())
-        except (RewardError, RewardConfigError) as error:
+            with HERE.stoppable():
+                result.append(job())
+        except (Exception, SystemExit, Interrupted) as error:
             if self.size == 1:
                 raise
-            kind = RewardError if isinstance(error, RewardError) else RewardConfigError
-            faults.append((kind, f"{error} (rank {self.rank})"))
-        everywhere = self.gather(faults)
-        if everywhere:
-            kind, message = everywhere[0]
-            raise kind(message)
-        return result[0]
+            fault = error
+        faults = self.gather([] if fault is None else [(self.rank, *told(fault, self.rank))])
+        if not faults:
+            return result[0]
+        rank, kind, message = min(faults, key=lambda each: (each[1] is Interrupted, each[0]))
+        if rank == self.rank and fault is not None and kind is RankFailed:
+            raise fault  # with its traceback
+        raise kind(message)
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Every gradient becomes the sum over all ranks; a missing one counts as zero.
+
+        By hand and after the last micro-batch, not by DistributedDataParallel in its midst: there a
+        rank that fails in its backward pass leaves the others waiting for ever.
+        """
+        if self.size == 1:
+            return
+        parameters = list(parameters)
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        with HERE.waiting():
+            moving = []
+            for bucket in buckets([p.grad for p in parameters if p.grad is not None]):
+                flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+                work = torch.distributed.all_reduce(flat, async_op=True)
+                moving.append((bucket, flat, work))
+            for bucket, flat, work in moving:
+                work.wait()
+                parts = flat.split([gradient.numel() for gradient in bucket])
+                for gradient, part in zip(bucket, parts, strict=True):
+                    gradient.copy_(part.view_as(gradient))
+
+    def from_main_tensors(self, tensors: Iterable[Tensor]) -> None:
+        """Rank 0's values, into the same tensors of every rank."""
+        if self.size == 1:
+            return
+        with HERE.waiting(), torch.no_grad():
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor.detach(), 0)
 
     def wait(self) -> None:
-        self.accelerator.wait_for_everyone()
+        with HERE.waiting():
+            self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
         """Take the process group down, where there is one, so that the exit is clean."""
         self.accelerator.end_training()
+
+
+def told(fault: BaseException, rank: int) -> tuple[type[BaseException], str]:
+    """What another rank raises for a fault of this one: its kind, if that is of the user's making.
+
+    Other kinds may not be made from a message alone, nor unpickled.
+    """
+    if isinstance(fault, Interrupted):
+        return Interrupted, ""
+    for kind in (RewardError, RewardConfigError):
+        if isinstance(fault, kind):
+            return kind, f"{fault} (rank {rank})"
+    return RankFailed, f"{type(fault).__name__}: {fault} (rank {rank})"
+
+
+def buckets(gradients: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Gradients of one type each, so many together that few messages carry them all."""
+    filled: list[list[Tensor]] = []
+    room, dtype = 0, None
+    for gradient in gradients:
+        if gradient.dtype != dtype or gradient.numel() > room:
+            filled.append([])
+            room, dtype = BUCKET_ELEMENTS, gradient.dtype
+        filled[-1].append(gradient)
+        room -= gradient.numel()
+    return filled
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether an error says no more than that another rank is gone."""
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out")
+    return isinstance(error, RuntimeError) and any(each in str(error) for each in words)
+
+
+def host_name() -> str:
+    """Of this machine; two of the same name differ by when they were started."""
+    boot = ""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{socket.gethostname()} {boot}"
 
 
 def refuse_sharding(environment: dict[str, str]) -> None:
@@ -135,11 +240,15 @@ def allowed_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def is_launched() -> bool:
+    """Whether a launcher started this process."""
+    return bool({"ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID"} & os.environ.keys())
+
+
 def die_with_launcher() -> None:
     """Ask the kernel to end this process when its launcher ends: a killed one leaves no orphan.
 
     Without a launcher the parent is a shell, which a run in the background may outlive.
     """
-    is_launched = bool({"ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID"} & os.environ.keys())
-    if sys.platform == "linux" and is_launched:
+    if sys.platform == "linux" and is_launched():
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
