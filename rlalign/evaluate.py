@@ -56,9 +56,10 @@ def _measure(session: Session, policy: Policy, kl_coef: float, target: Target | 
     engine = decode_engine(config.sampling, session.tokenizer)
     engine.sync(policy)
     prompts = session.eval_prompts.batch(mine, ranks.device)
-    rollout = engine.generate(prompts, 1, session.generator("evaluate", 0))
-    scored = ranks.together(
-        lambda: score_rollout(
+
+    def measured() -> list[dict[str, Any]]:
+        rollout = engine.generate(prompts, 1, session.generator("evaluate", 0))
+        scored = score_rollout(
             rollout,
             session.reward_set,
             config.score,
@@ -69,10 +70,11 @@ def _measure(session: Session, policy: Policy, kl_coef: float, target: Target | 
             target=target,
             beta=kl_coef,
         )
-    )
-    logprobs = evaluate_rollout(policy, rollout, logprobs_only, session.budget)["logprobs"]
-    kl = torch.where(rollout.action_mask, kl_tokens(logprobs, scored.ref_logprobs), 0.0).sum(1)
-    rows = ranks.gather(sample_rows(session.reward_set, scored, kl))
+        logprobs = evaluate_rollout(policy, rollout, logprobs_only, session.budget)["logprobs"]
+        kl = torch.where(rollout.action_mask, kl_tokens(logprobs, scored.ref_logprobs), 0.0).sum(1)
+        return sample_rows(session.reward_set, scored, kl)
+
+    rows = ranks.gather(ranks.together(measured))
     stats = summarise(rows, session.reward_set.names, kl_coef)
     return Evaluation(stats, rows, session.evaluates_on_held_out)
 

@@ -6,13 +6,14 @@ import sys
 import traceback
 from collections.abc import Callable
 
-import torch
-
 from rewards.contract import RewardConfigError, RewardError
 from rewards.embedded import EmbeddedError
 from rlalign.checkpoint import CheckpointError
 from rlalign.config import ConfigError
+from rlalign.heap import is_out_of_memory
+from rlalign.ranks import RankFailed
 from rlalign.terminal import printable
+from rlalign.whereabouts import HERE, Interrupted
 
 
 class Preempted(Exception):
@@ -36,15 +37,20 @@ OURS = (
     Preempted,
     AuditStop,
     DivergedError,
+    RankFailed,
+    Interrupted,
     KeyboardInterrupt,
 )
 
 
 def exit_code(error: BaseException) -> int:
-    """0 done, 2 configuration, 3 checkpoint, 4 resources, 5 reward, 6 audit; 130 by hand, 143 told.
+    """0 done, 2 configuration, 3 checkpoint, 4 resources, 5 reward, 6 audit, 7 hung.
 
-    6 and 143 come after a clean save.
+    And 130 by hand, 137 killed, 143 told to stop. 6 and 143 come after a clean save; 7 and 137
+    stand in run.json only, because the process was past saying so.
     """
+    if isinstance(error, RankFailed):
+        return error.exit_code
     if isinstance(error, ConfigError | RewardConfigError):
         return 2
     if isinstance(error, CheckpointError):
@@ -53,7 +59,7 @@ def exit_code(error: BaseException) -> int:
         return 5
     if isinstance(error, AuditStop):
         return 6
-    if isinstance(error, Preempted):
+    if isinstance(error, Preempted | Interrupted):
         return 143
     if isinstance(error, KeyboardInterrupt):
         return 130
@@ -65,18 +71,11 @@ def exit_code(error: BaseException) -> int:
     return 4 if is_out_of_memory(error) or isinstance(error, EmbeddedError) or is_full else 1
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; torch's CPU allocator says so in a plain RuntimeError."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
 def run_safely(job: Callable[[], None]) -> int:
     """Run a command's job and return its exit code; faults of the user's making get one line."""
     try:
         job()
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, Interrupted) as error:
         if not isinstance(error, OURS) and not is_out_of_memory(error):
             traceback.print_exc()
         # A configuration is wrong on every rank alike; once is enough.
@@ -87,18 +86,28 @@ def run_safely(job: Callable[[], None]) -> int:
 
 
 def last_line(error: BaseException) -> str:
-    """What went wrong and what to do about it."""
-    if is_out_of_memory(error):
-        return (
-            "out of memory; lower optim.micro_batch_tokens or sampling.batch_size, or use "
-            "model.lora or model.gradient_checkpointing"
-        )
+    """What went wrong, where, and what to do about it."""
     if isinstance(error, Preempted):
         return f"{error}; go on with --run.resume=auto and the same --run.name"
+    if isinstance(error, Interrupted):
+        return "stopped before anything was begun"
     if isinstance(error, AuditStop):
         return (
             f"audit.stop: {error}; the model is saved; go on with --run.resume=auto --audit.stop=[]"
         )
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; a named run goes on from its last checkpoint with --run.resume=auto"
-    return str(error) or type(error).__name__
+    place = f" (in {HERE})" if HERE.iteration is not None else ""
+    if is_out_of_memory(error):
+        return (
+            f"out of memory{place}; lower optim.micro_batch_tokens or sampling.batch_size, or use "
+            "model.lora or model.gradient_checkpointing"
+        )
+    if isinstance(error, RewardError | DivergedError):
+        return f"{error}{place}"
+    if isinstance(error, OURS):
+        return str(error) or type(error).__name__
+    return (
+        f"{type(error).__name__}: {error}{place}; the traceback is above; a named run goes on from "
+        "its last checkpoint with --run.resume=auto"
+    )

@@ -119,12 +119,11 @@ def draw(session: Session, target: Target) -> Drawn:
     prompts, each = shares(len(session.prompts), section.samples, section.samples_per_prompt)
     chosen = sorted(scheduled(len(session.prompts), session.config.train.seed, 0, prompts))
     mine = calls_of_rank(chosen, each, ranks.rank, ranks.size)
-    drawn = [(call, part, sample(session, part, n, call)) for call, part, n in mine]
     rows = ranks.together(
         lambda: [
             (call, row)
-            for call, part, rollout in drawn
-            for row in valued(session, target, rollout, part)
+            for call, part, n in mine
+            for row in valued(session, target, sample(session, part, n, call), part)
         ]
     )
     # By prompt, those of one as they were drawn: a row begins with its prompt.

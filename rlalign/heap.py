@@ -1,8 +1,10 @@
-"""How this process keeps its memory on a CPU."""
+"""Memory: how this process keeps it on a CPU, and whether it ran out."""
 
 import ctypes
 import os
 import sys
+
+import torch
 
 # mallopt's names for them (malloc.h), and the largest size there is.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -27,3 +29,10 @@ def keep_freed_memory() -> bool:
     # Blocks of every size come from the heap. Older versions refuse a threshold above 32 MB, and
     # one without the other is worse than neither.
     return bool(libc.mallopt(M_MMAP_MAX, 0) == 1 and libc.mallopt(M_TRIM_THRESHOLD, NEVER) == 1)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; torch's CPU allocator says so in a plain RuntimeError."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -1,22 +1,21 @@
 """A whole run: collect, score, prepare, update, log; evaluate and save as it goes."""
 
 import logging
-import signal
-import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
+from rlalign import stopping
 from rlalign.audit import Audit
+from rlalign.endings import ended
 from rlalign.evaluate import Evaluation, evaluate, rescored, sample_rows
 from rlalign.exits import Preempted
 from rlalign.metrics import peak_memory_mb
 from rlalign.recording import RunRecorder
 from rlalign.report.card import GIVEN_PROMPTS, name_of_given, write_model_card
 from rlalign.report.plots import draw_plots
-from rlalign.resuming import RunCheckpoints
+from rlalign.resuming import Learned, RunCheckpoints
 from rlalign.runs import RunFolder
 from rlalign.saving import save_model
 from rlalign.scoring import logged_stats, rollout_stats
@@ -24,6 +23,7 @@ from rlalign.session import open_folder
 from rlalign.symptoms import marked
 from rlalign.trainer import Clock, Trainer
 from rlalign.types import ScoredRollout
+from rlalign.whereabouts import HERE, Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +43,14 @@ def train(trainer: Trainer, stem: str = "run", quiet: bool = False) -> Result:
     """Run a configuration to its end, in its folder, resuming where it says so."""
     run = _Run(trainer, open_folder(trainer.session, stem), quiet)
     try:
-        result = run.to_the_end()
+        with stopping.listening():
+            result = run.to_the_end()
     except BaseException as error:
-        run.recorder.failed(error)
-        raise
+        ending = ended(error, trainer.session.ranks.rank)
+        run.recorder.failed(ending)
+        if ending.error is error:
+            raise
+        raise ending.error from error
     run.recorder.done(result.stopped)
     return result
 
@@ -57,7 +61,6 @@ class _Run:
     def __init__(self, trainer: Trainer, folder: RunFolder, quiet: bool) -> None:
         session = trainer.session
         self.session, self.trainer, self.folder = session, trainer, folder
-        self.stop_requested = False
         self.before: Evaluation | None = None
         self.after: Evaluation | None = None
         rewards = session.reward_set.entries
@@ -73,30 +76,45 @@ class _Run:
 
     def to_the_end(self) -> Result:
         config, trainer = self.session.config, self.trainer
-        previous = signal.signal(signal.SIGTERM, self._on_sigterm) if in_main_thread() else None
+        with HERE.within("resume"):
+            learned = self.checkpoints.resume()
+        self.recorder.begin(trainer.objective.name)
         try:
-            self.checkpoints.resume()
-            self.recorder.begin(trainer.objective.name)
-            self._fit_target()
+            with HERE.within("fit"):
+                self._fit_target()
             self.recorder.start_trackers(trainer.iteration)
             if config.eval.every:
-                self.before = self._measured(of_reference=True)
-                if trainer.iteration > 0:
-                    # A resumed run has recorded them before.
-                    self.recorder.view.samples(self.before.rows)
-                else:
-                    self.recorder.record({"iteration": 0, "samples": 0}, [], self.before)
-            is_over = trainer.iteration >= config.train.iterations
-            while not is_over:
-                is_over = self._iterate()
-            return self._finish()
-        finally:
-            if previous is not None:
-                signal.signal(signal.SIGTERM, previous)
+                self._measure_reference()
+        except Interrupted:
+            raise Preempted(f"stopped before iteration {trainer.iteration + 1}") from None
+        is_over = trainer.iteration >= config.train.iterations
+        if learned is not None:
+            is_over = self._conclude(*learned)
+        while not is_over:
+            is_over = self._iterate()
+        HERE.iteration = None
+        return self._finish()
+
+    def _measure_reference(self) -> None:
+        self.before = self._measured(of_reference=True)
+        if self.trainer.iteration > 0:
+            self.recorder.view.samples(self.before.rows)  # a resumed run has recorded them before
+        else:
+            self.recorder.record({"iteration": 0, "samples": 0}, [], self.before)
 
     def _iterate(self) -> bool:
         """One iteration; whether it was the last."""
-        config, trainer, ranks = self.session.config, self.trainer, self.session.ranks
+        HERE.iteration = self.trainer.iteration + 1
+        self.checkpoints.note_rewards()
+        try:
+            row, rows = self._learn()
+        except Interrupted:
+            self._stop()  # as if the iteration had not begun: all its draws are of its own number
+        return self._conclude(row, rows)
+
+    def _learn(self) -> Learned:
+        """Collect, score and update: a row of metrics, and a row of each sample."""
+        trainer, ranks = self.trainer, self.session.ranks
         clock, start = Clock(), time.perf_counter()
         with clock("generate"):
             rollout = trainer.generate()
@@ -112,16 +130,30 @@ class _Run:
         rewards = self.session.reward_set
         rows = ranks.gather(sample_rows(rewards, scored, trainer.objective.last_kl))
         row |= self._look(rows)
-        is_last = trainer.iteration >= config.train.iterations or bool(self.audit.stopping)
-        evaluation = self._evaluate_if_due(is_last)
-        self.recorder.record(row, marked(rows, rewards.names, config.audit.top), evaluation)
-        self.checkpoints.save_if_due(evaluation, is_last)
-        if ranks.any(self.stop_requested):
-            self.checkpoints.save()
-            raise Preempted(
-                f"stopped after iteration {trainer.iteration} of {config.train.iterations}"
-            )
+        return row, marked(rows, rewards.names, self.session.config.audit.top)
+
+    def _conclude(self, row: dict[str, float], rows: list[dict[str, Any]]) -> bool:
+        """Evaluate, record and save what is due after an iteration; whether it was the last."""
+        total = self.session.config.train.iterations
+        is_last = self.trainer.iteration >= total or bool(self.audit.stopping)
+        self.checkpoints.note_rewards()
+        try:
+            evaluation = self._evaluate_if_due(is_last)
+        except Interrupted:
+            self._stop((row, rows))
+        with HERE.within("save"):
+            self.recorder.record(row, rows, evaluation)
+            self.checkpoints.save_if_due(evaluation, is_last)
+        if not is_last and self.session.ranks.any(HERE.stop_requested):
+            self._stop()
         return is_last
+
+    def _stop(self, learned: Learned | None = None) -> NoReturn:
+        """Save and end, because the run is told to; `learned` is not evaluated and recorded yet."""
+        done, total = self.trainer.iteration, self.session.config.train.iterations
+        with HERE.within("save"):
+            self.checkpoints.save_before_stop(learned)
+        raise Preempted(f"stopped after iteration {done} of {total}")
 
     def _look(self, rows: list[dict[str, Any]]) -> dict[str, float]:
         """Audit an iteration's samples, and say which warnings begin and end."""
@@ -151,13 +183,17 @@ class _Run:
 
     def _measured(self, of_reference: bool = False) -> Evaluation:
         target = self.trainer.target
-        return evaluate(self.session, self.coef, target, of_reference=of_reference)
+        with HERE.within("evaluate"):
+            return evaluate(self.session, self.coef, target, of_reference=of_reference)
 
     def _finish(self) -> Result:
         folder, config = self.folder, self.session.config
         warned = [str(each) for each in self.audit.warned]
         if config.eval.every and self.after is None:
-            self.after = self._measured()  # resumed at its end
+            try:
+                self.after = self._measured()  # resumed at its end
+            except Interrupted:
+                raise Preempted(f"stopped after iteration {self.trainer.iteration}") from None
         if self.before is not None and self.trainer.target.moments:
             self.before = rescored(self.before, self.trainer.target, self.coef)
         self.session.ranks.wait()
@@ -197,14 +233,3 @@ class _Run:
         self.recorder.note(target={"formula": str(target), **target.state_dict()})
         if feasibility is not None and self.session.ranks.is_main:
             logger.info("%s\n%s", feasibility, target)
-
-    # -- how it ends ---------------------------------------------------------------------------
-
-    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
-        self.stop_requested = True
-        logger.warning("SIGTERM: saving after this iteration, then stopping")
-
-
-def in_main_thread() -> bool:
-    """Whether signal handlers can be set here."""
-    return threading.current_thread() is threading.main_thread()

@@ -22,6 +22,7 @@ from rlalign.packing import Layout, can_pack, packed_pass
 from rlalign.products import DecodeWeights, thin_products
 from rlalign.sizes import logits_at_once
 from rlalign.types import Rollout
+from rlalign.whereabouts import HERE
 
 # (policy, logits (N, V), hidden (N, H), targets (N,)) -> (N,) tensors by name
 TokenFn = Callable[["Policy", Tensor, Tensor, Tensor], dict[str, Tensor]]
@@ -313,12 +314,8 @@ def scatter(values: Tensor, mask: Tensor) -> Tensor:
 
 def tensors(rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The four tensors that `Policy.forward` reads."""
-    return (
-        rollout.prompts.prompt_ids,
-        rollout.prompts.prompt_mask,
-        rollout.response_ids,
-        rollout.response_mask,
-    )
+    prompts = rollout.prompts
+    return prompts.prompt_ids, prompts.prompt_mask, rollout.response_ids, rollout.response_mask
 
 
 def micro_batches(lengths: Tensor, budget: int) -> list[Tensor]:
@@ -344,6 +341,7 @@ def evaluate_rollout(
     """`token_fn`'s tensors (B, T) for a whole rollout, in micro-batches under a token budget."""
     outputs: dict[str, Tensor] = {}
     for rows in micro_batches(rollout.lengths, budget):
+        HERE.tick()
         for name, x in policy(*tensors(rollout.rows(rows)), token_fn).items():
             full = outputs.setdefault(name, x.new_zeros(rollout.response_ids.shape))
             full[rows, : x.shape[1]] = x

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rewards.trl_style import Logged, context
 from rlalign.algorithms.ppo import PPO, PPORun
@@ -186,12 +186,12 @@ def passes(trainer: Trainer, rollout: Rollout, share: int) -> tuple[float, float
     norm = Norm(tokens=float(part.action_mask.sum()), sequences=len(rows))
 
     def there_and_back() -> None:
-        loss = trainer.objective.loss(trainer.wrapped, batch, norm).loss
-        session.ranks.accelerator.backward(loss)
+        loss = trainer.objective.loss(policy, batch, norm).loss
+        torch.autograd.backward(loss)
 
     def step() -> None:
         parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-        session.ranks.accelerator.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         trainer.optimizer.step()  # at the learning rate with which it was made, 0
 
     passing = (

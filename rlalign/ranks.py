@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -92,25 +92,25 @@ class Ranks:
             torch.distributed.all_gather_object(parts, values)
         return [item for part in parts for item in part]
 
-    def together(self, job: Callable[[], Result]) -> Result:
+    def together(self, job: Callable[[], Result], *, stoppable: bool = True) -> Result:
         """The job's result; where it fails on one rank it fails on all, by the same message.
 
-        The job must not talk to other ranks, and leave no state half changed: where the run is
-        asked to stop it ends at its next tick, with Interrupted on all ranks. Without this the
-        others would wait for the rank that failed.
+        The job must not talk to other ranks, and, if `stoppable`, leave nothing half done: where
+        the run is asked to stop it ends at its next tick, with Interrupted on all ranks. Without
+        this the others would wait for the rank that failed.
         """
         result: list[Result] = []
         fault: BaseException | None = None
         try:
-            with HERE.stoppable():
+            with HERE.stoppable() if stoppable else nullcontext():
                 result.append(job())
         except (Exception, SystemExit, Interrupted) as error:
             if self.size == 1:
                 raise
             fault = error
-        faults = self.gather([] if fault is None else [(self.rank, *told(fault, self.rank))])
-        if not faults:
+        if not self.any(fault is not None):
             return result[0]
+        faults = self.gather([] if fault is None else [(self.rank, *told(fault, self.rank))])
         rank, kind, message = min(faults, key=lambda each: (each[1] is Interrupted, each[0]))
         if rank == self.rank and fault is not None and kind is RankFailed:
             raise fault  # with its traceback
@@ -136,7 +136,7 @@ class Ranks:
                 moving.append((bucket, flat, work))
             for bucket, flat, work in moving:
                 work.wait()
-                parts = flat.split([gradient.numel() for gradient in bucket])
+                parts = torch.split(flat, [gradient.numel() for gradient in bucket])
                 for gradient, part in zip(bucket, parts, strict=True):
                     gradient.copy_(part.view_as(gradient))
 
@@ -167,7 +167,7 @@ def told(fault: BaseException, rank: int) -> tuple[type[BaseException], str]:
     for kind in (RewardError, RewardConfigError):
         if isinstance(fault, kind):
             return kind, f"{fault} (rank {rank})"
-    return RankFailed, f"{type(fault).__name__}: {fault} (rank {rank})"
+    return RankFailed, f"{type(fault).__name__}: {fault} (rank {rank}, {HERE})"
 
 
 def buckets(gradients: Iterable[Tensor]) -> list[list[Tensor]]:

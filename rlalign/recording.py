@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from rlalign.config import changed_settings, resolved_yaml, to_flat
+from rlalign.endings import Ending, found
 from rlalign.evaluate import Evaluation
-from rlalign.exits import AuditStop, Preempted, exit_code
+from rlalign.exits import AuditStop, exit_code
 from rlalign.redact import redact_text
 from rlalign.report.live import LiveView
 from rlalign.runs import RunFolder, command_line
@@ -35,6 +36,7 @@ class RunRecorder:
         if changed := changed_settings(config, folder.config_yaml):
             logger.warning("resumed with other settings than before: %s", ", ".join(changed))
         self.is_begun = True
+        found(folder.path)
         folder.config_yaml.write_text(redact_text(resolved_yaml(config)), encoding="utf-8")
         folder.start(
             argv=command_line(),
@@ -86,12 +88,12 @@ class RunRecorder:
         if self._trackers is not None:
             self._trackers.close()
 
-    def failed(self, error: BaseException) -> None:
-        """The run ends by this error."""
-        is_preempted = isinstance(error, Preempted)
+    def failed(self, ending: Ending) -> None:
+        """The run ends badly."""
         if self.is_main and (self.is_begun or not self.folder.run_json.exists()):
+            error, where = ending.error, (ending.rank, ending.where)
             message = str(error) or type(error).__name__
-            status: Literal["preempted", "failed"] = "preempted" if is_preempted else "failed"
-            self.folder.finish(status, exit_code(error), message)
+            self.folder.finish(ending.status, exit_code(error), message, where)
         if self._trackers is not None:
-            self._trackers.close(10.0 if is_preempted else 60.0)
+            # Seconds for W&B to upload the rest; who waits for this process would kill it.
+            self._trackers.close(10.0 if ending.status == "preempted" else 3.0)

@@ -3,6 +3,7 @@
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 from rlalign.audit import Audit
 from rlalign.checkpoint import (
@@ -16,9 +17,12 @@ from rlalign.checkpoint import (
 from rlalign.evaluate import Evaluation
 from rlalign.runs import RunFolder
 from rlalign.saving import restore_training, training_state
+from rlalign.tracking import finite
 from rlalign.trainer import Trainer
 
 logger = logging.getLogger(__name__)
+# An iteration's row of metrics and its samples' rows.
+Learned = tuple[dict[str, float], list[dict[str, Any]]]
 
 
 class RunCheckpoints:
@@ -27,6 +31,11 @@ class RunCheckpoints:
     def __init__(self, trainer: Trainer, audit: Audit, folder: RunFolder) -> None:
         self.trainer, self.audit, self.folder = trainer, audit, folder
         self.config, self.ranks = trainer.session.config, trainer.session.ranks
+        self._saved = -1  # the iteration that was saved last
+        self._rewards: dict[str, Any] = {}  # their state, as it was when it was noted
+
+    def note_rewards(self) -> None:
+        """Remember the rewards' state here: what follows may be broken off and done again."""
 
     def save_if_due(self, evaluation: Evaluation | None, is_last: bool) -> None:
         """After an iteration: where the settings ask for one, and where it is the best so far."""
@@ -45,14 +54,23 @@ class RunCheckpoints:
         is_due = (every and iteration % every == 0) or is_last
         if not (is_due or is_best):
             return
+        self.note_rewards()
         path = self.save()
         if path is not None and is_best and metric is not None and value is not None:
             mark_best(self.folder.checkpoints, path, metric, value)
 
-    def save(self) -> Path | None:
+    def save_before_stop(self, learned: Learned | None) -> None:
+        """Save where the last checkpoint is older, with what an iteration has still to record."""
+        if learned is not None or self._saved != self.trainer.iteration:
+            self.save(learned)
+
+    def save(self, learned: Learned | None = None) -> Path | None:
         """Write a checkpoint now; its folder, on rank 0."""
         tensors, state = training_state(self.trainer)
         state["audit"] = self.audit.state_dict()
+        if learned is not None:
+            state["learned"] = {"row": finite(learned[0]), "rows": finite(learned[1])}
+        self._saved = self.trainer.iteration
         path = None
         if self.ranks.is_main:
             root, keep = self.folder.checkpoints, self.config.checkpoint.keep
@@ -60,11 +78,14 @@ class RunCheckpoints:
         self.ranks.wait()
         return path
 
-    def resume(self) -> None:
-        """Go on from the checkpoint that run.resume asks for."""
+    def resume(self) -> Learned | None:
+        """Go on from the checkpoint that run.resume asks for.
+
+        Returned is what was learned when the run was stopped, but neither evaluated nor recorded.
+        """
         resume = self.config.run.resume
         if resume == "never":
-            return
+            return None
         answer: tuple[str, str] = ("", "")
         if self.ranks.is_main:
             found = newest_sound(self.folder.checkpoints) if resume == "auto" else Path(resume)
@@ -72,7 +93,7 @@ class RunCheckpoints:
         path, _ = self.ranks.from_main(answer)
         if not path:
             logger.info("%s has no checkpoint yet: starting fresh", self.folder.path)
-            return
+            return None
         checkpoint = load_checkpoint(Path(path))
         restore_training(self.trainer, checkpoint)
         if "audit" in checkpoint.state:  # else it is older than the audit, which begins here
@@ -80,7 +101,13 @@ class RunCheckpoints:
         if self.ranks.is_main:
             # Later checkpoints belong to a future that this run has left.
             rewind(self.folder.checkpoints, self.trainer.iteration)
+        self._saved = self.trainer.iteration
         logger.info("resumed from %s after iteration %d", path, self.trainer.iteration)
+        learned = checkpoint.state.get("learned")
+        if learned is None:
+            return None
+        row = {name: math.nan if x is None else x for name, x in learned["row"].items()}
+        return row, learned["rows"]
 
     def _beats_best(self, metric: str | None, value: float) -> bool:
         held = best(self.folder.checkpoints) if self.ranks.is_main else None

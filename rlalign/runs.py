@@ -19,7 +19,7 @@ from typing import Any, Literal
 from rlalign.files import FileError, read_json, sha256, write_atomically
 from rlalign.problems import ConfigError
 from rlalign.redact import redact_command, redact_text
-from rlalign.sections import RunSection
+from rlalign.run_section import RunSection
 
 logger = logging.getLogger(__name__)
 
@@ -120,13 +120,23 @@ class RunFolder:
             }
         )
 
-    def finish(self, status: Status, exit_code: int, message: str | None = None) -> None:
-        """Write down how it ended; launchers swallow the exit code, so this is where it lasts."""
+    def finish(
+        self,
+        status: Status,
+        exit_code: int,
+        message: str | None = None,
+        where: tuple[int, str] | None = None,
+    ) -> None:
+        """Write down how it ended; launchers swallow the exit code, so this is where it lasts.
+
+        `where`: the rank that ended it, and its iteration and phase.
+        """
         self.write_run_json(
             {
                 "status": status,
                 "exit_code": exit_code,
                 "message": redact_text(message) if message else message,
+                "where": None if where is None else {"rank": where[0], "at": where[1]},
                 "ended_at": _now(),
             }
         )

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.optimizer import AcceleratedOptimizer
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,12 +24,13 @@ def training_state(trainer: Trainer) -> tuple[dict[str, dict[str, Tensor]], dict
     the rank and the iteration.
     """
     policy = {name: p.detach() for name, p in trainer.session.policy.trainable().items()}
-    optimizer, scalars = flatten_optimizer(plain_optimizer(trainer))
+    optimizer, scalars = flatten_optimizer(trainer.optimizer)
     state = {
         "iteration": trainer.iteration,
         "samples": trainer.samples,
         "optimizer_steps": trainer.optimizer_steps,
         "skipped_in_a_row": trainer.skipped_in_a_row,
+        "micro_batch_tokens": trainer.budget,
         "world_size": trainer.session.ranks.size,
         "objective": trainer.objective.state_dict(),
         "optimizer": scalars,
@@ -74,9 +74,9 @@ def restore_training(trainer: Trainer, checkpoint: Checkpoint) -> None:
                 f"{tuple(parameter.shape)}; resume with the model.* settings that it was made with"
             )
         parameter.copy_(saved[name])
-    restore_optimizer(plain_optimizer(trainer), checkpoint.tensors["optimizer"], state["optimizer"])
+    restore_optimizer(trainer.optimizer, checkpoint.tensors["optimizer"], state["optimizer"])
     optim = trainer.session.config.optim
-    for group in plain_optimizer(trainer).param_groups:  # the run's settings, if they were changed
+    for group in trainer.optimizer.param_groups:  # the run's settings, if they were changed
         group.update(betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay)
     try:
         own = checkpoint.tensors.get("objective", {})
@@ -92,12 +92,7 @@ def restore_training(trainer: Trainer, checkpoint: Checkpoint) -> None:
     trainer.samples = int(state["samples"])
     trainer.optimizer_steps = int(state["optimizer_steps"])
     trainer.skipped_in_a_row = int(state["skipped_in_a_row"])
-
-
-def plain_optimizer(trainer: Trainer) -> torch.optim.Optimizer:
-    """The torch optimiser under Accelerate's wrapper."""
-    optimizer: torch.optim.Optimizer = trainer.optimizer
-    return optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+    trainer.budget = int(state.get("micro_batch_tokens", trainer.budget))
 
 
 def save_model(session: Session, folder: Path, value_head: bool = True) -> None:

@@ -19,6 +19,7 @@ from rlalign.fields import (
     Section,
     Share,
 )
+from rlalign.run_section import RunSection
 
 
 class LoraSection(Section):
@@ -219,6 +220,11 @@ class OptimSection(Section):
     eps: PositiveFloat = Field(1e-8, description="AdamW's denominator term")
     weight_decay: NonNegativeFloat = Field(0.0, description="AdamW's decoupled weight decay")
     max_grad_norm: PositiveFloat | None = Field(1.0, description="clip the gradient; null: never")
+    max_skipped: Positive = Field(
+        5,
+        description="steps in a row whose gradient is not finite, and which are skipped, before "
+        "the run ends",
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="learning rate from its peak to `final_lr_fraction` of it"
     )
@@ -289,22 +295,6 @@ class TRLSection(Section):
         "none",
         description="GRPO's division of the advantages by their standard deviation; it does not "
         "divide the KL, so anything but none moves the optimum away from the target",
-    )
-
-
-class RunSection(Section):
-    """The run's folder, and whether to go on from a checkpoint."""
-
-    name: str = Field(
-        "auto",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
-        description="the run's folder under `dir`; auto: the configuration's name and the time",
-    )
-    dir: str = Field("runs", min_length=1, description="where runs are kept")
-    resume: str = Field(
-        "never",
-        description="never, auto (newest sound checkpoint of `name`, or a fresh start), or the "
-        "path of a checkpoint",
     )
 
 

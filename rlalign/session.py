@@ -54,9 +54,10 @@ class Session:
         tokenizer: PreTrainedTokenizerBase | None = None,
         prompts: Sequence[str | Mapping[str, Any]] | None = None,
         rewards: Sequence[RewardFunction] = (),
+        ranks: Ranks | None = None,
     ) -> None:
         self.config = config
-        self.ranks = Ranks()
+        self.ranks = Ranks() if ranks is None else ranks
         threads = set_threads(config.train.threads)
         if self.ranks.device.type == "cpu":
             keep_freed_memory()

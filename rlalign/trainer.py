@@ -1,12 +1,15 @@
 """One iteration in two halves: collect responses, learn from them. One process or many."""
 
+import gc
+import itertools
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,54 +17,16 @@ from torch import Tensor, nn
 from rlalign.dual import change_of_log_z, moved
 from rlalign.exits import DivergedError
 from rlalign.fitting import Feasibility, fit_target
-from rlalign.masking import SumOverRanks
-from rlalign.partition import Gather
-from rlalign.policy import Policy, micro_batches, tensors
+from rlalign.heap import is_out_of_memory
+from rlalign.objective import Objective
+from rlalign.policy import micro_batches, tensors
 from rlalign.scoring import score_given, score_rollout
 from rlalign.sections import RunConfig
 from rlalign.session import Session
-from rlalign.types import LossOutput, Norm, PromptBatch, Rollout, ScoredRollout
+from rlalign.types import Norm, PromptBatch, Rollout, ScoredRollout
+from rlalign.whereabouts import HERE
 
 logger = logging.getLogger(__name__)
-
-MAX_SKIPPED = 5  # optimiser steps in a row with a gradient that is not finite, before the run stops
-
-
-class Objective(Protocol):
-    """An algorithm: how a scored rollout becomes a batch, and a batch a loss.
-
-    `batch` is the algorithm's own dataclass; `rows(index)` cuts samples out of it.
-    """
-
-    sum_over_ranks: SumOverRanks  # set by the trainer
-    budget: int  # tokens of a pass, set by the trainer
-    gather: Gather  # set by the trainer
-    warnings: list[str]  # settings that move the optimum away from the target
-
-    name: str  # of its section in the configuration
-    title: str  # what a reader calls it
-    smooths: bool  # whether what is hard must be possible, however unlikely
-    reads_tokens: bool  # whether it matters which token a reward is paid at
-
-    @property
-    def kl_coef(self) -> float: ...  # beta of the target that is approached now
-    @property
-    def last_kl(self) -> Tensor: ...  # (B,) nats to the reference of the responses prepared last
-    @property
-    def last_log_ratio(self) -> Tensor: ...  # (B,) log reference / what drew them
-
-    def proposal(self, policy: Policy) -> AbstractContextManager[None]: ...  # what draws, within it
-
-    def prepare(self, policy: Policy, scored: ScoredRollout) -> tuple[Any, dict[str, float]]: ...
-    def minibatches(self, batch: Any, generator: torch.Generator) -> Iterator[Tensor]: ...
-    def loss(self, policy: nn.Module, batch: Any, norm: Norm) -> LossOutput: ...
-    def stops_early(self, stats: dict[str, float]) -> bool: ...
-    def after_iteration(self, samples: int) -> None: ...
-    def retarget(self, log_z: float) -> None: ...  # the target moved, and log Z by this
-    def learning_rates(self) -> dict[str, float]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def tensors(self) -> dict[str, Tensor]: ...  # the part of its state that is no JSON
-    def load_state_dict(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None: ...
 
 
 class Trainer:
@@ -74,6 +39,7 @@ class Trainer:
         self.session, self.objective = session, objective
         objective.sum_over_ranks, objective.budget = session.ranks.sum, session.budget
         objective.gather = session.ranks.gather
+        self.budget = session.budget  # tokens of a micro-batch of the update
         self.target = session.target
         section = session.config.score
         self.score_section = (
@@ -97,7 +63,8 @@ class Trainer:
             weight_decay=optim.weight_decay,
             fused=True,
         )
-        self.wrapped, self.optimizer = session.ranks.accelerator.prepare(policy, optimizer)
+        self.optimizer = optimizer
+        session.ranks.from_main_tensors(policy.parameters())
 
     # -- the two halves of an iteration --------------------------------------------------------
 
@@ -119,7 +86,8 @@ class Trainer:
         self._draws += 1
         with self.objective.proposal(session.policy):
             session.engine.sync(session.policy, self.optimizer_steps)
-            return session.engine.generate(prompts, n, generator)
+            draw = partial(session.engine.generate, prompts, n, generator)
+            return draw() if session.engine.talks else session.ranks.together(draw)
 
     def score(self, rollout: Rollout) -> ScoredRollout:
         """The rollout with this iteration's rewards and the reference's log-probabilities."""
@@ -216,75 +184,117 @@ class Trainer:
             group["lr"] = peaks[group["name"]] * factor
 
     def _update(self, batch: Any) -> dict[str, float]:
-        """One optimiser step a minibatch; the means of its statistics."""
+        """One optimiser step a minibatch; the means of its statistics, but of skipped steps."""
         seen: list[dict[str, float]] = []
+        skipped, stopped = 0, False
         generator = self.session.generator("minibatches", self.iteration)
-        stopped = False
         for rows in self.objective.minibatches(batch, generator):
-            seen.append(self._step(batch, rows))
-            if self.objective.stops_early(seen[-1]):
+            stats = self._step(batch, rows)
+            if stats is None:
+                skipped += 1
+                continue
+            seen.append(stats)
+            if self.objective.stops_early(stats):
                 stopped = True
                 break
-        stats = {name: sum(s[name] for s in seen) / len(seen) for name in seen[0]}
-        return stats | {
+        means = {name: sum(s[name] for s in seen) / len(seen) for name in (seen or [{}])[0]}
+        return means | {
             "ppo/stopped_early": float(stopped),
+            "ppo/skipped_steps": skipped / (skipped + len(seen)),
             "lr": self.optimizer.param_groups[0]["lr"],
         }
 
-    def _step(self, batch: Any, rows: Tensor) -> dict[str, float]:
-        """Gradients of one minibatch over every rank, then one optimiser step."""
-        ranks, accelerator = self.session.ranks, self.session.ranks.accelerator
+    def _step(self, batch: Any, rows: Tensor) -> dict[str, float] | None:
+        """Gradients of one minibatch over every rank, then one optimiser step; None if skipped."""
+        ranks = self.session.ranks
         counts = torch.stack(
             [batch.rollout.action_mask[rows].sum(), torch.tensor(len(rows), device=rows.device)]
         )
         tokens, sequences = ranks.sum(counts.double()).tolist()
         norm = Norm(tokens=max(tokens, 1.0), sequences=sequences)
-        micros = micro_batches(batch.rollout.lengths[rows], self.session.budget)
-        # Every rank runs as many micro-batches as the longest one, or their collectives never meet.
-        count = ranks.max(len(micros))
-        totals: dict[str, Tensor] = {}
-        for i in range(count):
-            part = batch.rows(rows[micros[min(i, len(micros) - 1)]])
-            weight = float(i < len(micros))
-            is_last = i == count - 1
-            with nullcontext() if is_last else accelerator.no_sync(self.wrapped):
-                out = self.objective.loss(self.wrapped, part, norm)
-                # DDP averages over ranks; the denominators already count all of them.
-                accelerator.backward(out.loss * (weight * ranks.size))
-            for name, x in out.stats.items():
-                totals[name] = totals.get(name, torch.zeros_like(x)) + weight * x
-        grad_norm = self._apply_gradients()
-        summed = ranks.sum(torch.stack(list(totals.values()))).tolist()
-        return dict(zip(totals, summed, strict=True)) | grad_norm
+        totals = self._accumulate(batch, rows, norm)
+        ranks.sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
+        own = torch.stack(list(totals.values()))
+        norm_of_all = self._apply_gradients()
+        if norm_of_all is None:
+            self._count_skipped(bool(own.isfinite().all()))
+            return None
+        summed = ranks.sum(own).tolist()
+        return dict(zip(totals, summed, strict=True)) | {"ppo/grad_norm": norm_of_all}
 
-    def _apply_gradients(self) -> dict[str, float]:
-        """Clip and step, once; a gradient that is not finite is dropped, on all ranks alike."""
-        accelerator, bound = self.session.ranks.accelerator, self.session.config.optim.max_grad_norm
+    def _accumulate(self, batch: Any, rows: Tensor, norm: Norm) -> dict[str, Tensor]:
+        """This rank's part of a minibatch's gradients, and its statistics.
+
+        Where memory runs out on one rank all of them begin again, first with micro-batches of the
+        same size, because others may have held the memory, then of half of it.
+        """
+        ranks, lengths = self.session.ranks, batch.rollout.lengths[rows]
+        for attempt in itertools.count():
+            totals = ranks.together(lambda: self._passes(batch, rows, norm), stoppable=False)
+            if not ranks.any(totals is None):
+                assert totals is not None
+                return totals
+            self.optimizer.zero_grad(set_to_none=True)
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if attempt == 0:
+                continue
+            longest = ranks.max(int(lengths.max()))
+            if self.budget <= longest:
+                raise MemoryError
+            self.budget = max(self.budget // 2, longest)
+            logger.warning(
+                "out of memory in the update: micro-batches of %d tokens from now on; set "
+                "optim.micro_batch_tokens to begin with them", self.budget,
+            )  # fmt: skip
+        raise AssertionError("unreachable")
+
+    def _passes(self, batch: Any, rows: Tensor, norm: Norm) -> dict[str, Tensor] | None:
+        """Forward and backward, a micro-batch at a time; None where memory ran out."""
+        totals: dict[str, Tensor] = {}
+        try:
+            for micro in micro_batches(batch.rollout.lengths[rows], self.budget):
+                HERE.tick()
+                out = self.objective.loss(self.session.policy, batch.rows(rows[micro]), norm)
+                torch.autograd.backward(out.loss)
+                for name, x in out.stats.items():
+                    totals[name] = totals.get(name, torch.zeros_like(x)) + x
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        return totals
+
+    def _apply_gradients(self) -> float | None:
+        """Clip and step; the gradient's norm, or None where it is not finite and was dropped."""
+        bound = self.session.config.optim.max_grad_norm
         for group in self.optimizer.param_groups:
             if group["lr"] == 0.0:  # waiting: zero gradients would run down Adam's warm start
                 for parameter in group["params"]:
                     parameter.grad = None
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = accelerator.clip_grad_norm_(parameters, math.inf if bound is None else bound)
-        grad_norm = float(norm) if norm is not None else 0.0  # None: DeepSpeed clips by itself
-        is_finite = math.isfinite(grad_norm)
-        if is_finite:
+        norm = float(nn.utils.clip_grad_norm_(parameters, math.inf if bound is None else bound))
+        if math.isfinite(norm):
             self.optimizer.step()
             self.optimizer_steps += 1
             self.skipped_in_a_row = 0
-        else:
-            self.skipped_in_a_row += 1
-            logger.warning("gradient norm is %s: optimiser step skipped", grad_norm)
-            if self.skipped_in_a_row >= MAX_SKIPPED:
-                raise DivergedError(
-                    f"{MAX_SKIPPED} optimiser steps in a row had a gradient that is not finite; "
-                    f"lower {self.objective.name}.lr, or look for a reward with extreme values"
-                )
         self.optimizer.zero_grad(set_to_none=True)
-        return {
-            "ppo/grad_norm": grad_norm if is_finite else 0.0,
-            "ppo/skipped_steps": float(not is_finite),
-        }
+        return norm if math.isfinite(norm) else None
+
+    def _count_skipped(self, own_is_finite: bool) -> None:
+        """Log a step that was dropped on all ranks; DivergedError after too many in a row."""
+        ranks, most = self.session.ranks, self.session.config.optim.max_skipped
+        self.skipped_in_a_row += 1
+        faulty = ranks.gather([] if own_is_finite else [ranks.rank])
+        where = f"the loss of rank {', '.join(map(str, faulty))}" if faulty else "the gradient"
+        logger.warning("%s is not finite: optimiser step skipped", where)
+        if self.skipped_in_a_row >= most:
+            raise DivergedError(
+                f"{where} is not finite, {self.skipped_in_a_row} optimiser steps in a row "
+                f"(optim.max_skipped={most}); lower {self.objective.name}.lr, or look for a reward "
+                "with extreme values"
+            )
 
 
 def schedule(config: RunConfig, iteration: int) -> float:
@@ -311,10 +321,9 @@ class Clock:
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
-        try:
+        with HERE.within(phase):
             yield
-        finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
     def stats(self) -> dict[str, float]:
         return {f"time/{phase}": seconds for phase, seconds in self.seconds.items()}

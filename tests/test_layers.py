@@ -31,18 +31,19 @@ LAYERS = [
         "baseline",
         "optimum",
     }
-    | {"terminal", "redact", "startup"},
+    | {"terminal", "redact", "startup", "run_section", "whereabouts", "stopping"},
     {"prompts", "pairs", "policy", "models", "ranks", "checkpoint", "metrics"}
     | {"runs", "tracking"}
-    | {"wandb_tracker"},
+    | {"wandb_tracker"}
+    | {"guard.watching", "guard.telling"},
     {f"generation.{name}" for name in ("sampling", "engine", "caches", "decode", "vllm", "build")}
     | {"target", "partition", "pseudo_reward", "scoring", "symptoms", "behaviour"},
     {"signs"},
     {"audit"},
     {f"algorithms.{name}" for name in ("ppo", "dpg", "reinforce")},
     {"session", "fitting"},
-    {"dual"},
-    {"exits", "trainer", "estimate", "machine"},
+    {"dual", "objective"},
+    {"exits", "endings", "trainer", "estimate", "machine"},
     {"evaluate", "saving", "trained"}
     | {
         f"yardstick.{name}"

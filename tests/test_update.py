@@ -1,5 +1,7 @@
 """The update: counted steps, one clipping each, what moves and what stays bit for bit."""
 
+import math
+
 import builders
 import oracle
 import pytest
@@ -14,7 +16,7 @@ from rlalign.models import build_policy
 from rlalign.policy import evaluate_rollout, logprobs_only
 from rlalign.saving import save_model, training_state
 from rlalign.sections import LoraSection, ModelSection
-from rlalign.trainer import MAX_SKIPPED, schedule
+from rlalign.trainer import schedule
 
 LORA = {"lora": {"r": 2}}
 BOTH = pytest.mark.parametrize("model", [{}, LORA], ids=["full", "lora"])
@@ -48,9 +50,8 @@ def test_there_is_one_optimiser_step_and_one_clipping_a_minibatch(model, monkeyp
         ppo={"epochs": 3, "minibatches": 4},
         optim={"micro_batch_tokens": 12},  # several micro-batches each
     )
-    accelerator = trainer.session.ranks.accelerator
-    backwards = count_calls(monkeypatch, accelerator, "backward")
-    clips = count_calls(monkeypatch, accelerator, "clip_grad_norm_")
+    backwards = count_calls(monkeypatch, torch.autograd, "backward")
+    clips = count_calls(monkeypatch, torch.nn.utils, "clip_grad_norm_")
     steps = count_calls(monkeypatch, trainer.optimizer, "step")
     for iteration in (1, 2):
         stats = trainer.step(trainer.generate())
@@ -290,7 +291,8 @@ def test_a_gradient_that_is_not_finite_is_dropped(monkeypatch, caplog):
     break_loss(trainer, monkeypatch, broken)
     before = parameters(trainer.session.policy)
     stats = trainer.step(trainer.generate())
-    assert (stats["ppo/skipped_steps"], stats["ppo/grad_norm"]) == (1.0, 0.0)
+    assert stats["ppo/skipped_steps"] == 1.0
+    assert all(math.isfinite(x) for x in stats.values()) and "ppo/policy_loss" not in stats
     assert trainer.optimizer_steps == 0
     assert "optimiser step skipped" in caplog.text
     unchanged(before, parameters(trainer.session.policy))
@@ -303,12 +305,12 @@ def test_a_gradient_that_is_not_finite_is_dropped(monkeypatch, caplog):
 def test_five_in_a_row_end_the_run(monkeypatch):
     trainer, broken = builders.trainer(ppo={"epochs": 1}), [True]
     break_loss(trainer, monkeypatch, broken)
-    for _ in range(MAX_SKIPPED - 1):
+    for _ in range(trainer.session.config.optim.max_skipped - 1):
         trainer.step(trainer.generate())
     broken[0] = False
     trainer.step(trainer.generate())  # a sound one in between starts the count anew
     broken[0] = True
-    for _ in range(MAX_SKIPPED - 1):
+    for _ in range(trainer.session.config.optim.max_skipped - 1):
         trainer.step(trainer.generate())
     with pytest.raises(DivergedError, match="5 optimiser steps in a row"):
         trainer.step(trainer.generate())

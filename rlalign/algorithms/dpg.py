@@ -221,7 +221,7 @@ class DPG:
         ratio = self._ratio(held - batch.log_proposal)
         advantage = ratio * (self.reward(held - batch.log_target) - batch.baseline)
         loss = -(advantage * log_policy).sum() / norm.sequences
-        # Weight 0 rather than left out: DDP waits for every parameter's gradient.
+        # Weight 0 rather than left out: every parameter has a gradient in every step.
         loss = loss + 0.0 * out["values"].sum()
         return LossOutput(loss, {"dpg/loss": loss.detach()})
 

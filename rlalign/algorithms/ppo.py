@@ -234,7 +234,7 @@ class PPO:
         loss = config.vf_coef * value_loss
         is_warming_up = self.iteration < config.critic_warmup
         kl_loss = self._kl_loss(out["logprobs"], ratio, batch, norm)
-        # Weight 0 rather than left out: DDP waits for every parameter's gradient.
+        # Weight 0 rather than left out: every parameter has a gradient in every step.
         loss = loss + (0.0 if is_warming_up else 1.0) * (policy_loss + kl_loss)
         stats = {
             "ppo/policy_loss": policy_loss,

@@ -156,7 +156,7 @@ class Reinforce:
         advantage = (held - batch.log_old).exp() * (gain - batch.baseline)
         weighted = whole_response(batch.sampler_weight * out["logprobs"], mask)
         loss = -(advantage * weighted).sum() / norm.sequences
-        # Weight 0 rather than left out: DDP waits for every parameter's gradient.
+        # Weight 0 rather than left out: every parameter has a gradient in every step.
         loss = loss + 0.0 * out["values"].sum()
         return LossOutput(loss, {"reinforce/loss": loss.detach()})
 

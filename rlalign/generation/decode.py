@@ -21,6 +21,7 @@ from rlalign.generation.sampling import Sampler, sample_inverse_cdf
 from rlalign.logprobs import token_entropy
 from rlalign.policy import Policy, tensors
 from rlalign.types import PromptBatch, Recorded, Rollout
+from rlalign.whereabouts import HERE
 
 
 class Drawn(NamedTuple):
@@ -38,6 +39,8 @@ class DecodeEngine:
     No field of the model's own generation configuration is read (no top-k, top-p or repetition
     penalty), so what is sampled is the distribution that the log-probabilities describe.
     """
+
+    talks = False
 
     def __init__(
         self,
@@ -141,6 +144,7 @@ class DecodeEngine:
         noted = {name: torch.zeros_like(logprobs) for name in ("entropy", "values") if is_noted}
         alive = ~finished  # (L,) of the rows that are still decoded
         for t in range(limit):
+            HERE.tick()
             if live.values is not None:
                 entropy = token_entropy(live.logits)
                 noted["entropy"][live.rows, t] = torch.where(alive, entropy, 0.0)

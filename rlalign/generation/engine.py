@@ -18,6 +18,8 @@ class RolloutEngine(Protocol):
     penalty), so what is sampled is the distribution that the log-probabilities describe.
     """
 
+    talks: bool  # whether the processes must call `generate` at the same time
+
     def sync(self, policy: Policy, policy_step: int = 0) -> None:
         """Sample from `policy` as it stands from now on, after `policy_step` optimiser steps."""
 

@@ -34,6 +34,8 @@ class VLLMEngine:
     processed_logprobs reports them as they would be at temperature 1.
     """
 
+    talks = True
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,

@@ -53,17 +53,17 @@ def draw(session: Session, coef: float, target: Target) -> Drawn:
     mine = calls_of_rank(range(prompts), count, ranks.rank, ranks.size)
     in_float32 = config.eval.dtype == "float32"
     policy = session.policy.in_float32() if in_float32 else session.policy
-    found = [
-        (drawn_by, call, part, rollout)
-        for drawn_by in DRAWN_BY
-        for call, part, n in mine
-        for rollout in [sample(session, policy, drawn_by, [chosen[p] for p in part], n, call)]
-    ]
+
+    def drawn(drawn_by: str, call: int, part: Sequence[int], n: int) -> list[Any]:
+        rollout = sample(session, policy, drawn_by, [chosen[p] for p in part], n, call)
+        return read(session, policy, drawn_by, part, rollout, coef, target)
+
     rows = ranks.together(
         lambda: [
             (call, row)
-            for drawn_by, call, part, rollout in found
-            for row in read(session, policy, drawn_by, part, rollout, coef, target)
+            for drawn_by in DRAWN_BY
+            for call, part, n in mine
+            for row in drawn(drawn_by, call, part, n)
         ]
     )
     everyone = ranks.gather(rows)

@@ -1,0 +1,63 @@
+"""Why a run ends: this process's error, or the other rank's that brought it about."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rlalign.exits import AuditStop, Preempted, exit_code, last_line
+from rlalign.guard.telling import Guarded, guarded, where
+from rlalign.ranks import RankFailed, Ranks, is_lost_connection
+from rlalign.redact import redact_text
+from rlalign.run_section import RunSection
+
+Status = Literal["stopped", "failed", "preempted"]
+_guard: Guarded | None = None  # this process's, where it was started from a command line
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ends badly, and where it was."""
+
+    error: BaseException
+    rank: int
+    where: str
+
+    @property
+    def status(self) -> Status:
+        return status_of(self.error)
+
+
+def watch(ranks: Ranks, section: RunSection) -> None:
+    """Have this machine's guard watch this rank from now on."""
+    global _guard
+    _guard = guarded(ranks, section.timeout, section.grace)
+
+
+def found(folder: Path) -> None:
+    """Tell the guard where the run is written down."""
+    if _guard is not None:
+        _guard.found(folder)
+
+
+def ended(error: BaseException, rank: int) -> Ending:
+    """How the run ends by this error, or by another rank's that was there first."""
+    own = Ending(error, rank, where())
+    if _guard is None or isinstance(error, AuditStop):
+        return own
+    message = redact_text(last_line(error))
+    cause = _guard.cause(status_of(error), exit_code(error), message, is_lost_connection(error))
+    if cause is None or cause.rank == _guard.rank or cause.status == "preempted":
+        return own
+    return Ending(RankFailed(cause.message, cause.exit_code), cause.rank, cause.where)
+
+
+def leave() -> None:
+    """Nothing more is to come of this process that the guard should wait for."""
+    global _guard
+    if _guard is not None:
+        _guard.leave()
+        _guard = None
+
+
+def status_of(error: BaseException) -> Status:
+    return "preempted" if isinstance(error, Preempted) else "failed"

@@ -1,0 +1,129 @@
+"""A rank's side: start this machine's guard, and tell it where the rank is and how it ends."""
+
+import faulthandler
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlalign import stopping
+from rlalign.guard.watching import MESSAGE_BYTES
+from rlalign.ranks import Ranks, is_launched
+from rlalign.redact import redact_text
+from rlalign.terminal import printable
+from rlalign.whereabouts import HERE
+
+REPLY_SECONDS = 10.0
+LONGEST = 8000  # characters of a message
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a run ends, as its guard sees it: the first failure on this machine."""
+
+    rank: int
+    status: str
+    exit_code: int
+    message: str
+    where: str
+
+
+class Guarded:
+    """A rank that its guard watches. What cannot be told is not: no guard must end a run."""
+
+    def __init__(self, place: Path, rank: int, timeout: float, grace: float) -> None:
+        self.rank = rank
+        self._cause: Cause | None = None
+        # Of packets: one is whole, whichever thread or signal handler sends another meanwhile.
+        self._socket: socket.socket | None = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.settimeout(REPLY_SECONDS)
+        self._socket.connect(str(place / "socket"))
+        self._stacks = open(place / f"stacks-rank{rank}.txt", "w")  # noqa: SIM115 - until the end
+        faulthandler.register(signal.SIGUSR2, self._stacks)
+        launcher = os.getppid() if is_launched() else 0
+        self._tell(number=rank, pid=os.getpid(), launcher=launcher, limit=timeout, grace=grace)
+        HERE.on_life = self._alive
+        stopping.on_request.append(lambda: self._tell(stopping=True))
+        self._alive()
+
+    def found(self, run: Path) -> None:
+        """Say which folder is the run's, from the rank that writes there."""
+        self._tell(run=str(run.absolute()))
+
+    def cause(self, status: str, exit_code: int, message: str, is_echo: bool) -> Cause | None:
+        """Say that this rank fails, and hear why the run ends: the first failure of all.
+
+        `is_echo`: what broke is the connection to another rank, which has a reason of its own.
+        """
+        if self._cause is None:
+            told = {"status": status, "exit_code": exit_code, "message": message[:LONGEST]}
+            self._tell(failure=told | {"where": where(), "is_echo": is_echo})
+            try:
+                reply = b"" if self._socket is None else self._socket.recv(MESSAGE_BYTES)
+            except OSError:
+                reply = b""
+            self._cause = Cause(**json.loads(reply)) if reply else None
+        return self._cause
+
+    def leave(self) -> None:
+        """The last word: this rank has ended as it should, and how is written down."""
+        self._tell(left=True)
+        HERE.on_life = None
+
+    def _alive(self) -> None:
+        self._tell(where=where(), is_waiting=HERE.is_waiting)
+
+    def _tell(self, **said: Any) -> None:
+        if self._socket is None:
+            return
+        try:
+            self._socket.send(json.dumps(said).encode())
+        except OSError:
+            self._socket = None
+
+
+def where() -> str:
+    """Where this rank is; what rewards were given is text of a model, and is made harmless."""
+    return printable(redact_text(str(HERE)))[:LONGEST]
+
+
+def guarded(ranks: Ranks, timeout: float, grace: float) -> Guarded:
+    """Start the guard of this machine, once, and connect to it; every rank calls it."""
+    place = None
+    if ranks.local_rank == 0:
+        place = _start(sum(host == ranks.host for host in ranks.hosts))
+    places = ranks.gather([(ranks.host, str(place))] if place else [])
+    return Guarded(Path(dict(places)[ranks.host]), ranks.rank, timeout, grace)
+
+
+def _start(expected: int) -> Path:
+    """A guard for so many ranks; the folder where its socket is."""
+    root = tempfile.gettempdir()
+    # A socket's path may have 107 characters.
+    place = Path(tempfile.mkdtemp(prefix="rlalign-", dir=root if len(root) < 70 else "/tmp"))
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        listener.bind(str(place / "socket"))
+        listener.listen(expected)
+        subprocess.Popen(
+            [sys.executable, "-m", "rlalign.guard.watching", str(listener.fileno()),
+             str(expected), str(place)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[listener.fileno()],
+            start_new_session=True,  # what is sent to the ranks' group is not meant for it
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )  # fmt: skip
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    finally:
+        listener.close()
+    return place

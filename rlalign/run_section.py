@@ -1,0 +1,31 @@
+"""The settings of a run's folder, and of how long it is waited for."""
+
+from pydantic import Field
+
+from rlalign.fields import PositiveFloat, Section
+
+
+class RunSection(Section):
+    """The run's folder, and whether to go on from a checkpoint."""
+
+    name: str = Field(
+        "auto",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="the run's folder under `dir`; auto: the configuration's name and the time",
+    )
+    dir: str = Field("runs", min_length=1, description="where runs are kept")
+    resume: str = Field(
+        "never",
+        description="never, auto (newest sound checkpoint of `name`, or a fresh start), or the "
+        "path of a checkpoint",
+    )
+    timeout: PositiveFloat = Field(
+        1800.0,
+        description="seconds without a sign of life (a token, a micro-batch, a reward's call) from "
+        "any process, after which the run counts as hung and is ended",
+    )
+    grace: PositiveFloat = Field(
+        25.0,
+        description="seconds that SIGTERM leaves to save in, before the processes are killed; "
+        "launchers kill after 30",
+    )
