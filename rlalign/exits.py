@@ -11,7 +11,7 @@ from rewards.embedded import EmbeddedError
 from rlalign.checkpoint import CheckpointError
 from rlalign.config import ConfigError
 from rlalign.heap import is_out_of_memory
-from rlalign.ranks import RankFailed
+from rlalign.ranks import OutOfMemory, RankFailed
 from rlalign.terminal import printable
 from rlalign.whereabouts import HERE, Interrupted
 
@@ -99,11 +99,12 @@ def last_line(error: BaseException) -> str:
         return "interrupted; a named run goes on from its last checkpoint with --run.resume=auto"
     place = f" (in {HERE})" if HERE.iteration is not None else ""
     if is_out_of_memory(error):
+        what = str(error) if isinstance(error, OutOfMemory) else f"out of memory{place}"
         return (
-            f"out of memory{place}; lower optim.micro_batch_tokens or sampling.batch_size, or use "
+            f"{what}; lower optim.micro_batch_tokens or sampling.batch_size, or use "
             "model.lora or model.gradient_checkpointing"
         )
-    if isinstance(error, RewardError | DivergedError):
+    if isinstance(error, DivergedError):
         return f"{error}{place}"
     if isinstance(error, OURS):
         return str(error) or type(error).__name__

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rewards.contract import RewardConfigError, RewardError
 from rlalign.config import ConfigError
+from rlalign.heap import is_out_of_memory
 from rlalign.whereabouts import HERE, Interrupted
 
 PR_SET_PDEATHSIG = 1
@@ -31,6 +32,10 @@ class RankFailed(RuntimeError):
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class OutOfMemory(MemoryError):
+    """Memory ran out on some rank; the message says where."""
 
 
 class Ranks:
@@ -53,6 +58,7 @@ class Ranks:
         self.is_main = bool(self.accelerator.is_main_process)
         self.device = self.accelerator.device
         check_world(self.size, dict(os.environ))
+        HERE.rank = self.rank if self.size > 1 else None
         self.host = host_name()
         self.hosts: list[str] = self.gather([self.host])  # of every rank
 
@@ -105,16 +111,14 @@ class Ranks:
             with HERE.stoppable() if stoppable else nullcontext():
                 result.append(job())
         except (Exception, SystemExit, Interrupted) as error:
-            if self.size == 1:
-                raise
             fault = error
         if not self.any(fault is not None):
             return result[0]
-        faults = self.gather([] if fault is None else [(self.rank, *told(fault, self.rank))])
+        faults = self.gather([] if fault is None else [(self.rank, *told(fault))])
         rank, kind, message = min(faults, key=lambda each: (each[1] is Interrupted, each[0]))
         if rank == self.rank and fault is not None and kind is RankFailed:
-            raise fault  # with its traceback
-        raise kind(message)
+            raise fault
+        raise kind(message) from fault
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Every gradient becomes the sum over all ranks; a missing one counts as zero.
@@ -157,8 +161,8 @@ class Ranks:
         self.accelerator.end_training()
 
 
-def told(fault: BaseException, rank: int) -> tuple[type[BaseException], str]:
-    """What another rank raises for a fault of this one: its kind, if that is of the user's making.
+def told(fault: BaseException) -> tuple[type[BaseException], str]:
+    """What every rank raises for a fault of this one: its kind, if it is of the user's making.
 
     Other kinds may not be made from a message alone, nor unpickled.
     """
@@ -166,8 +170,10 @@ def told(fault: BaseException, rank: int) -> tuple[type[BaseException], str]:
         return Interrupted, ""
     for kind in (RewardError, RewardConfigError):
         if isinstance(fault, kind):
-            return kind, f"{fault} (rank {rank})"
-    return RankFailed, f"{type(fault).__name__}: {fault} (rank {rank}, {HERE})"
+            return kind, f"{fault} (in {HERE})" if HERE.iteration is not None else str(fault)
+    if is_out_of_memory(fault):
+        return OutOfMemory, f"out of memory (in {HERE})"
+    return RankFailed, f"{type(fault).__name__}: {fault} (in {HERE})"
 
 
 def buckets(gradients: Iterable[Tensor]) -> list[list[Tensor]]:

@@ -7,7 +7,7 @@ from typing import Any
 from rlalign.config import changed_settings, resolved_yaml, to_flat
 from rlalign.endings import Ending, found
 from rlalign.evaluate import Evaluation
-from rlalign.exits import AuditStop, exit_code
+from rlalign.exits import AuditStop, Preempted, exit_code, last_line
 from rlalign.redact import redact_text
 from rlalign.report.live import LiveView
 from rlalign.runs import RunFolder, command_line
@@ -92,7 +92,8 @@ class RunRecorder:
         """The run ends badly."""
         if self.is_main and (self.is_begun or not self.folder.run_json.exists()):
             error, where = ending.error, (ending.rank, ending.where)
-            message = str(error) or type(error).__name__
+            is_told = isinstance(error, Preempted)  # that it can go on is what its status says
+            message = str(error) if is_told else last_line(error)
             self.folder.finish(ending.status, exit_code(error), message, where)
         if self._trackers is not None:
             # Seconds for W&B to upload the rest; who waits for this process would kill it.

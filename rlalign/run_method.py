@@ -48,8 +48,8 @@ def main(name: str, argv: Sequence[str] | None = None) -> int:
 
     die_with_launcher()
     quiet_libraries()
-    stopping.listen()
-    try:
-        return run_safely(job)
-    finally:
-        endings.leave()
+    with stopping.listening():
+        try:
+            return run_safely(job)
+        finally:
+            endings.leave()

@@ -31,12 +31,6 @@ def listening() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def listen() -> None:
-    """From now on, to the end of the process, SIGTERM is a request to stop."""
-    HERE.stop_requested = False
-    signal.signal(signal.SIGTERM, _requested)
-
-
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Code of others, which may take long and holds nothing of ours: the signal ends it."""

@@ -20,6 +20,7 @@ from rlalign.fitting import Feasibility, fit_target
 from rlalign.heap import is_out_of_memory
 from rlalign.objective import Objective
 from rlalign.policy import micro_batches, tensors
+from rlalign.ranks import OutOfMemory
 from rlalign.scoring import score_given, score_rollout
 from rlalign.sections import RunConfig
 from rlalign.session import Session
@@ -242,7 +243,7 @@ class Trainer:
                 continue
             longest = ranks.max(int(lengths.max()))
             if self.budget <= longest:
-                raise MemoryError
+                raise OutOfMemory(f"out of memory with one response at a time (in {HERE})")
             self.budget = max(self.budget // 2, longest)
             logger.warning(
                 "out of memory in the update: micro-batches of %d tokens from now on; set "

@@ -18,6 +18,7 @@ class Whereabouts:
     """The iteration and phase of a process, and what it does there; one a process, `HERE`."""
 
     def __init__(self) -> None:
+        self.rank: int | None = None  # where there are several
         self.iteration: int | None = None  # the one that is being made, from 1
         self.phase = "start"
         self.doing = ""  # within the phase: a reward and its samples
@@ -28,7 +29,8 @@ class Whereabouts:
         self._told = 0.0
 
     def __str__(self) -> str:
-        parts = [] if self.iteration is None else [f"iteration {self.iteration}"]
+        parts = [] if self.rank is None else [f"rank {self.rank}"]
+        parts += [] if self.iteration is None else [f"iteration {self.iteration}"]
         return ", ".join([*parts, self.phase + (f": {self.doing}" if self.doing else "")])
 
     @contextmanager

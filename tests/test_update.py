@@ -115,23 +115,6 @@ def test_every_sample_is_learnt_from_once_an_epoch_within_the_budget(monkeypatch
     assert len(seen) > 4
 
 
-def test_a_rank_with_few_micro_batches_runs_as_many_as_the_others(monkeypatch):
-    """With weight 0; under sharded weights the others would wait for it without end."""
-
-    def updated(more):
-        trainer = builders.trainer(ppo={"epochs": 1}, optim={"micro_batch_tokens": 30})
-        rollout = trainer.generate()
-        monkeypatch.setattr(trainer.session.ranks, "max", lambda value: value + more)
-        calls = count_calls(monkeypatch, trainer.objective, "loss")
-        stats = trainer.step(rollout)
-        return len(calls), stats["ppo/value_loss"], parameters(trainer.session.policy)
-
-    (calls, value_loss, alone), (padded_calls, padded_loss, padded) = updated(0), updated(2)
-    assert padded_calls == calls + 2
-    assert padded_loss == pytest.approx(value_loss)
-    assert_close(padded, alone)
-
-
 def test_the_reported_statistics_are_global_means():
     """Before the first step the mean surrogate is the mean of the whitened advantages: 0."""
     trainer = builders.trainer(ppo={"epochs": 1}, optim={"micro_batch_tokens": 12})

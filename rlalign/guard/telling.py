@@ -73,9 +73,15 @@ class Guarded:
         return self._cause
 
     def leave(self) -> None:
-        """The last word: this rank has ended as it should, and how is written down."""
+        """The last word: how this rank has ended is written down."""
         self._tell(left=True)
         HERE.on_life = None
+        stopping.on_request.clear()
+        faulthandler.unregister(signal.SIGUSR2)
+        self._stacks.close()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
     def _alive(self) -> None:
         self._tell(where=where(), is_waiting=HERE.is_waiting)

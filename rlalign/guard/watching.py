@@ -26,8 +26,8 @@ from rlalign.files import FileError, read_json, write_atomically
 
 LOOK_SECONDS = 0.25
 OTHERS_SECONDS = 5.0  # what the other ranks get to end by themselves once one has failed
+CLOSING_SECONDS = 20.0  # what a rank that has said how it fails may take to close what it holds
 ECHO_SECONDS = 2.0  # how long a lost connection waits for the failure that tore it
-LEAVING_SECONDS = 60.0  # what a rank may take to end after its last word
 MESSAGE_BYTES = 1 << 17  # of one message, which arrives whole
 HUNG, KILLED, PREEMPTED = 7, 137, 143  # exit codes; see rlalign.exits
 
@@ -47,7 +47,7 @@ class Rank:
     heard: float = field(default_factory=time.monotonic)
     stopping: float | None = None  # since when
     failure: dict[str, Any] | None = None
-    has_left: float | None = None  # since when it has nothing more to say
+    has_left: bool = False  # it ended as it should
     is_gone: bool = False
 
 
@@ -114,7 +114,7 @@ class Guard:
         if "stopping" in said:
             rank.stopping = rank.heard
         if "left" in said:
-            rank.has_left = rank.heard
+            rank.has_left = True
         if "failure" in said:
             rank.failure = said["failure"]
             if said["failure"]["is_echo"] and self.verdict is None:
@@ -127,9 +127,9 @@ class Guard:
         rank.is_gone = True
         self.selector.unregister(rank.connection)
         rank.connection.close()
-        if rank.has_left is None and rank.failure is None and rank.pid:
+        if not rank.has_left and rank.failure is None and rank.pid:
             message = (
-                f"rank {rank.number} ended without a word: it was killed (by the system when "
+                f"{rank.where}: the process ended without a word: it was killed (by the system when "
                 "memory runs out, or by hand) or crashed; a named run goes on from its last "
                 "checkpoint with --run.resume=auto"
             )
@@ -167,10 +167,9 @@ class Guard:
         if self.verdict is None and self._is_hung(present, now):
             self._judge_hung(present)
         for rank in present:
-            if rank.has_left is not None:
-                overdue = now - rank.has_left > LEAVING_SECONDS
-            elif self.verdict is not None and self.verdict.status != "preempted":
-                overdue = now - self.judged > OTHERS_SECONDS
+            if self.verdict is not None and self.verdict.status != "preempted":
+                patience = OTHERS_SECONDS if rank.failure is None else CLOSING_SECONDS
+                overdue = now - self.judged > patience
             else:
                 overdue = self.has_stopped is not None and now - self.has_stopped > rank.grace
             if overdue:
@@ -194,17 +193,16 @@ class Guard:
 
     def _is_hung(self, present: list[Rank], now: float) -> bool:
         """Whether no rank has shown a sign of life for as long as the run allows."""
-        is_complete = len(present) == self.expected and all(
-            rank.has_left is None for rank in present
+        return len(present) == self.expected and all(
+            0 < rank.limit < now - rank.heard for rank in present
         )
-        return is_complete and all(0 < rank.limit < now - rank.heard for rank in present)
 
     def _judge_hung(self, present: list[Rank]) -> None:
         silent = [rank for rank in present if not rank.is_waiting] or present
         for rank in present:
             _signal(rank, signal.SIGUSR2)  # faulthandler's: it dumps the stacks even out of C
         time.sleep(2 * LOOK_SECONDS)
-        names = " and ".join(f"rank {rank.number} ({rank.where})" for rank in silent)
+        names = " and ".join(rank.where for rank in silent)
         stacks = f"; their stacks are in {self.run}/stacks-*.txt" if self.run else ""
         self._judge(
             silent[0], "failed", HUNG,

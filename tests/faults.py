@@ -1,0 +1,88 @@
+"""A run that a fault meets at a chosen place: `python tests/faults.py ppo --config=...`.
+
+FAULTS in the environment is a JSON list of {"kind", "phase", "iteration", "rank"}: on entering that
+phase of that iteration, the first time in the life of the process, that rank meets the fault.
+"""
+
+import json
+import math
+import os
+import re
+import signal
+import sys
+import time
+
+import torch
+
+from rlalign import run_method
+from rlalign.whereabouts import HERE, Whereabouts
+
+RANK = int(os.environ.get("RANK", "0"))
+ONCE = {"armed": ""}  # what the update meets
+
+
+def meet(kind: str) -> None:
+    """The fault itself."""
+    if kind == "exception":
+        raise TypeError("a fault of ours")
+    if kind in ("out of memory", "nan"):
+        ONCE["armed"] = kind
+    elif kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif kind == "freeze":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif kind == "sleep":
+        time.sleep(1000)
+    elif kind == "loop in C":
+        re.match(r"(a|aa)+$", "a" * 60 + "b")  # Python runs no other thread and no handler
+    elif kind == "SIGTERM":
+        os.kill(os.getpid(), signal.SIGTERM)
+    elif kind == "SIGTERM to the launcher":
+        os.kill(os.getppid(), signal.SIGTERM)
+    elif kind == "SIGKILL to the launcher":
+        os.kill(os.getppid(), signal.SIGKILL)
+    else:
+        raise ValueError(kind)
+
+
+def install(faults: list[dict]) -> None:
+    """Have `HERE.within` meet the faults, and the update what they have armed."""
+    left = [fault for fault in faults if fault["rank"] == RANK]
+    within, backward = Whereabouts.within, torch.autograd.backward
+
+    def watched(self: Whereabouts, phase: str):
+        entered = within(self, phase)
+        for fault in list(left):
+            if (fault["phase"], fault.get("iteration")) == (phase, self.iteration):
+                left.remove(fault)
+                return _meeting(entered, fault["kind"])
+        return entered
+
+    def faulty(loss, *rest, **more):
+        armed, ONCE["armed"] = ONCE["armed"], ""
+        if armed == "out of memory":
+            raise torch.OutOfMemoryError("a fault of ours")
+        backward(loss * math.nan if armed == "nan" else loss, *rest, **more)
+
+    Whereabouts.within = watched  # type: ignore[method-assign]
+    torch.autograd.backward = faulty
+
+
+class _meeting:
+    """The phase, in which the fault is met first."""
+
+    def __init__(self, entered, kind: str) -> None:
+        self.entered, self.kind = entered, kind
+
+    def __enter__(self) -> None:
+        self.entered.__enter__()
+        meet(self.kind)
+
+    def __exit__(self, *error) -> bool | None:
+        return self.entered.__exit__(*error)
+
+
+if __name__ == "__main__":
+    install(json.loads(os.environ.get("FAULTS", "[]")))
+    assert HERE.phase == "start"
+    sys.exit(run_method.main(sys.argv[1], sys.argv[2:]))
