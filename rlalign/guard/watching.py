@@ -129,8 +129,8 @@ class Guard:
         rank.connection.close()
         if not rank.has_left and rank.failure is None and rank.pid:
             message = (
-                f"{rank.where}: the process ended without a word: it was killed (by the system when "
-                "memory runs out, or by hand) or crashed; a named run goes on from its last "
+                f"{rank.where}: the process ended without a word: it was killed (by the system "
+                "when memory runs out, or by hand) or crashed; a named run goes on from its last "
                 "checkpoint with --run.resume=auto"
             )
             self._judge(rank, "failed", KILLED, message, rank.where)

@@ -1,0 +1,230 @@
+"""Whatever meets one process of a run, all of them end in time, and run.json says why."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import hashes
+import pytest
+from launching import Server
+
+CONFIG = """
+model: {name: glass-tiny, dtype: float32, lora: {r: 2}}
+prompts: {path: prompts.jsonl, eval_fraction: 0}
+sampling: {max_new_tokens: 8}
+rewards: {short: {kind: structure.word_count, min: 2, max: 4}}
+train: {iterations: 4, samples: 8}
+ppo: {minibatches: 2, epochs: 1}
+eval: {every: 2, samples: 4}
+checkpoint: {every: 3, keep: 2}
+trackers: []
+"""
+SECONDS = 10.0  # in which everything must be over
+PHASES = ("fit", "generate", "score", "prepare", "update", "evaluate", "save")
+
+
+def at(phase: str, kind: str, rank: int = 1, iteration: int | None = 2) -> dict:
+    return {"phase": phase, "kind": kind, "rank": rank, "iteration": iteration}
+
+
+def iteration_of(phase: str) -> int | None:
+    return None if phase == "fit" else 2
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("faults")
+    (folder / "run.yaml").write_text(CONFIG, encoding="utf-8")
+    rows = [{"prompt": "Alice saw a"}, {"prompt": "Alice saw the"}]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(server, place) -> dict[int, dict[str, str]]:
+    """What runs that no fault meets leave, by the number of processes."""
+    found = {}
+    for ranks in (1, 2):
+        job = server.launch(place, command(f"unbroken{ranks}"), ranks)
+        assert job.wait(60) == [0] * ranks, job.stderr
+        found[ranks] = hashes.of_run(place / f"runs/unbroken{ranks}")
+    return found
+
+
+def command(name: str, *settings: str) -> list[str]:
+    return ["ppo", "--config=run.yaml", f"--run.name={name}", "--run.resume=auto", *settings]
+
+
+def ended(place: Path, name: str) -> dict:
+    return json.loads((place / f"runs/{name}/run.json").read_text(encoding="utf-8"))
+
+
+def wait_for_fault(place: Path, name: str, job) -> float:
+    """Until the run has begun its second iteration; the time then."""
+    metrics = place / f"runs/{name}/metrics.jsonl"
+    end = time.monotonic() + 60
+    while not metrics.exists() or b'"iteration": 1,' not in metrics.read_bytes():
+        assert time.monotonic() < end, job.stderr
+        time.sleep(0.02)
+    return time.monotonic()
+
+
+@pytest.mark.parametrize(
+    ("phase", "rank"), [*((phase, 1) for phase in PHASES), ("score", 0), ("save", 0)]
+)
+def test_an_error_on_one_rank_ends_all_and_is_told_as_it_was(server, place, phase, rank):
+    name = f"error-{phase}-{rank}"
+    iteration = iteration_of(phase)
+    fault = at(phase, "exception", rank, iteration)
+    job = server.launch(place, command(name), 2, [fault])
+    assert job.wait(60) == [1, 1]
+    job.wait_for_nobody(SECONDS)
+    said = ended(place, name)
+    where = ", ".join([f"rank {rank}", *(["iteration 2"] if iteration else []), phase])
+    assert (said["status"], said["exit_code"]) == ("failed", 1)
+    assert said["where"] == {"rank": rank, "at": where}
+    assert said["message"].startswith("TypeError: a fault of ours")
+    last = [line for line in job.stderr.splitlines() if line.startswith("rlalign: ")][-1]
+    assert last == f"rlalign: {said['message']}"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("phase", ["score", "update"])  # before a meeting, and amid several
+def test_a_killed_rank_ends_all(server, place, phase, rank):
+    name = f"killed-{phase}-{rank}"
+    job = server.launch(place, command(name), 2, [at(phase, "kill", rank)])
+    codes = job.wait(60)
+    job.wait_for_nobody(SECONDS)
+    assert codes[rank] == -signal.SIGKILL and codes[1 - rank] != 0
+    said = ended(place, name)
+    assert (said["status"], said["exit_code"]) == ("failed", 137)
+    assert said["where"] == {"rank": rank, "at": f"rank {rank}, iteration 2, {phase}"}
+    assert "killed" in said["message"] and said["message"] in job.stderr
+
+
+def test_a_killed_run_of_one_process_says_so_too(server, place):
+    job = server.launch(place, command("alone"), 1, [at("update", "kill", 0)])
+    assert job.wait(60) == [-signal.SIGKILL]
+    job.wait_for_nobody(SECONDS)
+    assert ended(place, "alone")["exit_code"] == 137
+
+
+@pytest.mark.parametrize(
+    ("kind", "phase", "ranks"),
+    [
+        ("sleep", "score", 2),
+        ("loop in C", "score", 2),
+        ("freeze", "update", 2),
+        ("loop in C", "update", 1),
+    ],
+)
+def test_a_silent_rank_is_named_and_ended(server, place, kind, phase, ranks):
+    name = f"hung-{kind.replace(' ', '-')}-{ranks}"
+    rank = ranks - 1
+    job = server.launch(place, command(name, "--run.timeout=4"), ranks, [at(phase, kind, rank)])
+    begun = wait_for_fault(place, name, job)
+    assert job.wait(30) == [-signal.SIGKILL] * ranks
+    assert time.monotonic() - begun > 3.5
+    job.wait_for_nobody(SECONDS)
+    said = ended(place, name)
+    silent = ", ".join([*([f"rank {rank}"] if ranks > 1 else []), "iteration 2", phase])
+    assert (said["status"], said["exit_code"], said["where"]["at"]) == ("failed", 7, silent)
+    assert f"no sign of life from {silent} for run.timeout=4 s" in said["message"]
+    if kind != "freeze":  # a stopped process runs nothing at all
+        stacks = (place / f"runs/{name}/stacks-rank{rank}.txt").read_text()
+        assert "in meet" in stacks and "run_method" in stacks
+
+
+@pytest.mark.parametrize(
+    ("phase", "kind", "rank", "ranks"),
+    [
+        *((phase, "SIGTERM", 0, 1) for phase in ("generate", "update", "evaluate", "save")),
+        *((phase, "SIGTERM", 1, 2) for phase in PHASES),
+        ("evaluate", "SIGTERM", 0, 2),
+        *((phase, "SIGTERM to the launcher", 1, 2) for phase in ("generate", "update")),
+    ],
+)
+def test_a_run_that_is_told_to_stop_saves_and_goes_on_as_if_it_had_not_been(
+    server, place, unbroken, phase, kind, rank, ranks
+):
+    name = f"told-{phase}-{kind[-8:]}-{rank}-{ranks}".replace(" ", "")
+    job = server.launch(place, command(name), ranks, [at(phase, kind, rank, iteration_of(phase))])
+    if kind == "SIGTERM":
+        assert job.wait(60) == [143] * ranks, job.stderr
+    else:  # which is gone, and tells nothing
+        wait_for_fault(place, name, job)
+    job.wait_for_nobody(60)
+    said = ended(place, name)
+    assert (said["status"], said["exit_code"]) == ("preempted", 143), job.stderr
+    again = server.launch(place, command(name), ranks)
+    assert again.wait(60) == [0] * ranks, again.stderr
+    assert hashes.of_run(place / f"runs/{name}") == unbroken[ranks]
+
+
+@pytest.mark.parametrize("is_stuck", [False, True], ids=["busy", "in C"])
+def test_nobody_outlives_a_killed_launcher(server, place, is_stuck):
+    name = f"orphans-{is_stuck}"
+    faults = [at("update", "SIGKILL to the launcher", 1)]
+    faults += [at("update", "loop in C", 0)] if is_stuck else []
+    job = server.launch(place, command(name, "--run.grace=3"), 2, faults)
+    wait_for_fault(place, name, job)
+    job.wait_for_nobody(SECONDS + 5)
+    said = ended(place, name)
+    assert (said["status"], said["exit_code"]) == ("preempted", 143)
+    assert ("could not save" in said["message"]) == is_stuck
+
+
+def test_a_run_goes_on_when_its_guard_is_gone(server, place, unbroken):
+    job = server.launch(place, command("unguarded"), 2, [at("generate", "kill the guard", 0)])
+    assert job.wait(60) == [0, 0], job.stderr
+    assert hashes.of_run(place / "runs/unguarded") == unbroken[2]
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_by_all(server, place):
+    job = server.launch(place, command("nan"), 2, [at("update", "nan", 1)])
+    assert job.wait(60) == [0, 0], job.stderr
+    rows = {row["iteration"]: row for row in hashes.metrics(place / "runs/nan")}
+    skipped = {i: rows[i]["ppo/skipped_steps"] for i in (1, 2, 3, 4)}
+    assert skipped == {1: 0.0, 2: 0.5, 3: 0.0, 4: 0.0}
+    assert rows[4]["optimizer_steps"] == 7
+    assert all(value is not None for row in rows.values() for value in row.values())
+    assert "the loss of rank 1 is not finite" in job.stderr
+
+
+def test_too_many_skipped_steps_end_the_run(server, place):
+    faults = [at("update", "nan", 1, i) for i in (1, 2, 3)]
+    settings = ("--optim.max_skipped=3", "--ppo.minibatches=1")
+    job = server.launch(place, command("diverged", *settings), 2, faults)
+    assert job.wait(60) == [1, 1]
+    said = ended(place, "diverged")
+    assert (
+        "rank 1 is not finite, 3 optimiser steps in a row (optim.max_skipped=3)" in said["message"]
+    )
+
+
+def test_memory_that_runs_out_once_changes_nothing(server, place, unbroken):
+    job = server.launch(place, command("once"), 2, [at("update", "out of memory", 1)])
+    assert job.wait(60) == [0, 0], job.stderr
+    assert hashes.of_run(place / "runs/once") == unbroken[2]
+
+
+def test_a_second_sigterm_is_the_first(server, place):
+    """Agents and kernels both send one; the second must not end a run that is saving."""
+    job = server.launch(place, command("twice"), 2, [at("save", "SIGTERM", 0)])
+    for pid in job.ranks:
+        os.kill(pid, 0)
+    while "SIGTERM in" not in job.stderr:
+        time.sleep(0.005)
+    for pid in job.ranks:
+        os.kill(pid, signal.SIGTERM)
+    assert job.wait(60) == [143, 143], job.stderr
+    assert ended(place, "twice")["status"] == "preempted"
