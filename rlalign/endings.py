@@ -1,5 +1,7 @@
 """Why a run ends: this process's error, or the other rank's that brought it about."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +13,7 @@ from rlalign.redact import redact_text
 from rlalign.run_section import RunSection
 
 Status = Literal["stopped", "failed", "preempted"]
+SLACK_SECONDS = 60.0  # the guard, which can say who hangs, gives up before the backend does
 _guard: Guarded | None = None  # this process's, where it was started from a command line
 
 
@@ -27,10 +30,20 @@ class Ending:
         return status_of(self.error)
 
 
-def watch(ranks: Ranks, section: RunSection) -> None:
-    """Have this machine's guard watch this rank from now on."""
+@contextmanager
+def watched(section: RunSection) -> Iterator[Ranks]:
+    """The ranks of a run from a command line, watched by this machine's guard until `leave`."""
     global _guard
+    ranks = Ranks(section.timeout + SLACK_SECONDS)
     _guard = guarded(ranks, section.timeout, section.grace)
+    try:
+        yield ranks
+    except BaseException as error:
+        ending = ended(error, ranks.rank)
+        if ending.error is error:
+            raise
+        raise ending.error from error
+    ranks.close()
 
 
 def found(folder: Path) -> None:

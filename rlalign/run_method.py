@@ -1,20 +1,18 @@
 """A whole run of one method from a command line."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rlalign import endings, stopping
 from rlalign.config import load_config
 from rlalign.exits import AuditStop, run_safely
 from rlalign.loop import train
 from rlalign.methods import METHODS
-from rlalign.ranks import Ranks, die_with_launcher
+from rlalign.ranks import die_with_launcher
 from rlalign.runs import check_run
 from rlalign.session import Session
 from rlalign.startup import QUICKSTART, config_stem, is_rank_zero, quiet_libraries, say
 from rlalign.trainer import Trainer
-
-SLACK_SECONDS = 60.0  # the guard, which can say who hangs, gives up before the backend does
 
 
 def main(name: str, argv: Sequence[str] | None = None) -> int:
@@ -29,23 +27,20 @@ def main(name: str, argv: Sequence[str] | None = None) -> int:
             say(f"warning: {line}")
         if is_rank_zero():
             check_run(config.run)
-        ranks = Ranks(config.run.timeout + SLACK_SECONDS)
-        endings.watch(ranks, config.run)
-        try:
+        with endings.watched(config.run) as ranks:
             with stopping.interruptible():  # nothing is begun that could be lost
                 session = Session(config, ranks=ranks)
             with session:
                 trainer = Trainer(session, objective)
                 result = train(trainer, stem=config_stem(arguments, QUICKSTART))
-        except BaseException as error:
-            ending = endings.ended(error, ranks.rank)
-            if ending.error is error:
-                raise
-            raise ending.error from error
-        ranks.close()
         if result.stopped is not None:
             raise AuditStop(result.stopped)
 
+    return as_command(job)
+
+
+def as_command(job: Callable[[], None]) -> int:
+    """Do the job as a command: SIGTERM asks it to stop, and it ends with its launcher."""
     die_with_launcher()
     quiet_libraries()
     with stopping.listening():

@@ -12,6 +12,7 @@ from rlalign.metrics import peak_memory_mb
 from rlalign.scoring import logged_stats
 from rlalign.session import Session
 from rlalign.trl_rewards import ScoredBatch
+from rlalign.whereabouts import HERE, Interrupted
 
 Write = Callable[[Mapping[str, float], Sequence[Mapping[str, Any]]], None]
 # Keys of TRL's log that are ours under another name; the others are kept under trl/.
@@ -37,6 +38,7 @@ class Recorder(TrainerCallback):
 
     def scored(self, batch: ScoredBatch) -> None:
         """Keep one call's samples."""
+        HERE.does("")  # a sign of life
         self._rows += sample_rows(batch)
         self._logged.append(batch.logged.metrics)
         self._weights = batch.output.weights
@@ -47,6 +49,13 @@ class Recorder(TrainerCallback):
         self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any
     ) -> None:
         self._lr = float(optimizer.param_groups[0]["lr"])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        steps = self._session.config.steps_per_iteration
+        HERE.iteration = state.global_step // steps + 1
+        # SIGTERM, on whichever rank: all leave TRL's loop here together.
+        if self._session.ranks.any(HERE.stop_requested):
+            raise Interrupted
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if "reward" not in (logs or {}):  # the summary at the end

@@ -13,28 +13,31 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import GenerationConfig
 
+from rlalign import endings
 from rlalign.algorithms.ppo import PPORun
 from rlalign.api import no_progress_bars
 from rlalign.config import ConfigError, load_config, resolved_yaml, to_flat
 from rlalign.evaluate import Evaluation, evaluate
-from rlalign.exits import exit_code, run_safely
+from rlalign.exits import Preempted, exit_code, last_line
 from rlalign.models import load_lm, lora_config, silence_dropout
 from rlalign.prompts import scheduled
-from rlalign.ranks import die_with_launcher
+from rlalign.ranks import Ranks
 from rlalign.redact import redact_text
 from rlalign.report.card import write_model_card
 from rlalign.report.live import LiveView
 from rlalign.report.plots import draw_plots
+from rlalign.run_method import as_command
 from rlalign.runs import RunFolder, check_run, command_line
 from rlalign.saving import save_model
 from rlalign.session import Session, open_folder
-from rlalign.startup import QUICKSTART, config_stem, is_rank_zero, quiet_libraries, say
+from rlalign.startup import QUICKSTART, config_stem, is_rank_zero, say
 from rlalign.tracking import Trackers, build_trackers
 from rlalign.trainer import schedule
 from rlalign.trl_bridge import remove_printer, trainer_classes
 from rlalign.trl_record import Recorder
 from rlalign.trl_rewards import BatchScorer
 from rlalign.trl_settings import Method, prompts_needed, refuse, trainer_arguments, warnings
+from rlalign.whereabouts import Interrupted
 
 ROW = "rlalign_row"  # the column that says which prompt of the set a sample answers
 
@@ -55,11 +58,10 @@ def main(method: Method, argv: Sequence[str] | None = None) -> int:
 
     def job() -> None:
         config = load_config(PPORun, arguments, default=QUICKSTART)
-        train(config, method, stem=config_stem(arguments, QUICKSTART))
+        with endings.watched(config.run) as ranks:
+            train(config, method, stem=config_stem(arguments, QUICKSTART), ranks=ranks)
 
-    die_with_launcher()
-    quiet_libraries()
-    return run_safely(job)
+    return as_command(job)
 
 
 def train(
@@ -70,6 +72,7 @@ def train(
     rewards: Sequence[Callable[..., Any]] = (),
     prompts: Sequence[str | Mapping[str, Any]] | None = None,
     quiet: bool = False,
+    ranks: Ranks | None = None,
 ) -> Result:
     """A whole run of GRPO or RLOO.
 
@@ -82,10 +85,14 @@ def train(
         say(f"warning: {line}")
     if is_rank_zero():
         check_run(config.run)
-    with Session(config, prompts=prompts, rewards=rewards) as session:
+    with Session(config, prompts=prompts, rewards=rewards, ranks=ranks) as session:
         run = _Run(session, method, open_folder(session, f"{stem}-{method}"), caveats, quiet)
         try:
             result = run.to_the_end()
+        except Interrupted:
+            stopped = Preempted("stopped; TRL's trainers keep no checkpoint: start again")
+            run.ended(stopped)
+            raise stopped from None
         except BaseException as error:
             run.ended(error)
             raise
@@ -143,6 +150,7 @@ class _Run:
     def _open(self, config: PPORun) -> None:
         if not self.is_main:
             return
+        endings.found(self.folder.path)
         self.folder.config_yaml.write_text(redact_text(resolved_yaml(config)), encoding="utf-8")
         self.folder.start(
             argv=command_line(),
@@ -188,10 +196,13 @@ class _Run:
         self.view.final(self.folder, self.before, after)
 
     def ended(self, error: BaseException | None = None) -> None:
-        if self.is_main and error is None:
+        if error is None and self.is_main:
             self.folder.finish("done", 0)
-        elif self.is_main and error is not None:
-            self.folder.finish("failed", exit_code(error), str(error) or type(error).__name__)
+        elif error is not None:
+            ending = endings.ended(error, self.session.ranks.rank)
+            if self.is_main:
+                code, where = exit_code(ending.error), (ending.rank, ending.where)
+                self.folder.finish(ending.status, code, last_line(ending.error), where)
         if self.trackers is not None:
             self.trackers.close()
 

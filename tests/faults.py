@@ -11,13 +11,14 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from rlalign import run_method
+from rlalign import run_method, trl_run
 from rlalign.algorithms.ppo import PPO
 from rlalign.whereabouts import HERE, Whereabouts
 
@@ -102,7 +103,15 @@ class _meeting:
         return self.entered.__exit__(*error)
 
 
+def main(argv: Sequence[str]) -> int:
+    """`rlalign METHOD ...`."""
+    method, *settings = argv
+    if method in ("grpo", "rloo"):
+        return trl_run.main(method, settings)
+    return run_method.main(method, settings)
+
+
 if __name__ == "__main__":
     install(json.loads(os.environ.get("FAULTS", "[]")))
     assert HERE.phase == "start"
-    sys.exit(run_method.main(sys.argv[1], sys.argv[2:]))
+    sys.exit(main(sys.argv[1:]))

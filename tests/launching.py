@@ -163,7 +163,7 @@ def launch(job: dict[str, Any], port: int, faults: Any) -> None:
         try:
             faults.RANK = rank
             faults.install(job["faults"])
-            code = faults.run_method.main(job["argv"][0], job["argv"][1:])
+            code = faults.main(job["argv"])
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

@@ -228,3 +228,19 @@ def test_a_second_sigterm_is_the_first(server, place):
         os.kill(pid, signal.SIGTERM)
     assert job.wait(60) == [143, 143], job.stderr
     assert ended(place, "twice")["status"] == "preempted"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_of_trls_trainers_ends_together_too(server, place, number):
+    name = f"grpo-{number.name}"
+    settings = ("--sampling.samples_per_prompt=4", "--train.iterations=200", "--eval.every=0")
+    argv = ["grpo", "--config=run.yaml", f"--run.name={name}", *settings]
+    job = server.launch(place, [*argv, "--rewards.short.max=3"], 2)
+    wait_for_fault(place, name, job)
+    os.kill(job.ranks[1], number)
+    codes = job.wait(30)
+    job.wait_for_nobody(SECONDS)
+    said, ending = ended(place, name), ("preempted", 143)
+    if number == signal.SIGKILL:
+        ending = ("failed", 137)
+    assert (said["status"], said["exit_code"]) == ending and 0 not in codes, job.stderr
