@@ -1,7 +1,7 @@
 """A run that a fault meets at a chosen place: `python tests/faults.py ppo --config=...`.
 
-FAULTS in the environment is a JSON list of {"kind", "phase", "iteration", "rank"}: on entering that
-phase of that iteration, the first time in the life of the process, that rank meets the fault.
+FAULTS in the environment is a JSON list of {"kind", "phase", "iteration", "rank"}: that rank meets
+the fault once, on entering that phase in that iteration or, if there is none in it, a later one.
 """
 
 import json
@@ -28,6 +28,7 @@ ONCE = {"armed": ""}  # what the update meets
 
 def meet(kind: str) -> None:
     """The fault itself."""
+    print(f"met: {kind}", file=sys.stderr, flush=True)
     if kind == "exception":
         raise TypeError("a fault of ours")
     if kind in ("out of memory", "nan"):
@@ -41,12 +42,11 @@ def meet(kind: str) -> None:
     elif kind == "loop in C":
         re.match(r"(a|aa)+$", "a" * 60 + "b")  # Python runs no other thread and no handler
     elif kind == "kill the guard":
-        for place in Path("/proc").glob("[0-9]*/cmdline"):
-            with suppress(OSError):
-                if b"guard.watching" in place.read_bytes() and f"PPid:\t{os.getpid()}\n" in (
-                    place.with_name("status").read_text()
-                ):
-                    os.kill(int(place.parent.name), signal.SIGKILL)
+        signal_children("guard.watching", signal.SIGKILL)
+    elif kind == "kill the reward":
+        signal_children("rewards.worker", signal.SIGKILL)
+    elif kind == "freeze the reward":
+        signal_children("rewards.worker", signal.SIGSTOP)
     elif kind == "SIGTERM":
         os.kill(os.getpid(), signal.SIGTERM)
     elif kind == "SIGTERM to the launcher":
@@ -57,6 +57,17 @@ def meet(kind: str) -> None:
         raise ValueError(kind)
 
 
+def signal_children(command: str, number: signal.Signals) -> None:
+    """Send a signal to this process's children that run a command."""
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            parent = f"PPid:\t{os.getpid()}\n"
+            if command.encode() in place.read_bytes() and parent in (
+                place.with_name("status").read_text()
+            ):
+                os.kill(int(place.parent.name), number)
+
+
 def install(faults: list[dict]) -> None:
     """Have `HERE.within` meet the faults, and the update what they have armed."""
     left = [fault for fault in faults if fault["rank"] == RANK]
@@ -65,7 +76,9 @@ def install(faults: list[dict]) -> None:
     def watched(self: Whereabouts, phase: str):
         entered = within(self, phase)
         for fault in list(left):
-            if (fault["phase"], fault.get("iteration")) == (phase, self.iteration):
+            since, now = fault.get("iteration"), self.iteration
+            is_time = since == now or (since is not None and now is not None and since <= now)
+            if fault["phase"] == phase and is_time:
                 left.remove(fault)
                 return _meeting(entered, fault["kind"])
         return entered

@@ -66,6 +66,10 @@ class Job:
         return json.loads(file.read_text()) if file.exists() else []
 
     @property
+    def has_begun(self) -> bool:
+        return bool(self._ranks())
+
+    @property
     def ranks(self) -> list[int]:
         """Their process ids, once all are started."""
         while not self._ranks():
