@@ -10,12 +10,10 @@ from builders import parameters
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from rlalign.algorithms.ppo import PPO
 from rlalign.evaluate import evaluate
-from rlalign.exits import DivergedError, exit_code, last_line
+from rlalign.exits import DivergedError
 from rlalign.models import build_policy
 from rlalign.policy import evaluate_rollout, logprobs_only
-from rlalign.ranks import OutOfMemory
 from rlalign.saving import save_model, training_state
 from rlalign.sections import LoraSection, ModelSection
 from rlalign.trainer import schedule
@@ -346,43 +344,3 @@ def test_a_scheduled_rate_reaches_the_optimiser():
         stats = trainer.step(trainer.generate())
         assert stats["lr"] == pytest.approx(0.1 * expected)
         assert trainer.optimizer.param_groups[1]["lr"] == pytest.approx(0.2 * expected)
-
-
-def exhausted_above(monkeypatch, rows: int):
-    """Memory that holds a pass of at most so many responses."""
-    loss = PPO.loss
-
-    def bounded(self, policy, batch, norm):
-        if len(batch.rollout.response_ids) > rows:
-            raise torch.OutOfMemoryError("no more")
-        return loss(self, policy, batch, norm)
-
-    monkeypatch.setattr(PPO, "loss", bounded)
-
-
-@BOTH
-def test_micro_batches_are_halved_until_they_fit(model, monkeypatch, caplog):
-    def updated():
-        trainer = builders.trainer(model=model, ppo={"epochs": 1, "minibatches": 1})
-        stats = trainer.step(trainer.generate())
-        return trainer, stats, parameters(trainer.session.policy)
-
-    _, plain, expected = updated()
-    exhausted_above(monkeypatch, 3)
-    trainer, stats, found = updated()
-    assert_close(found, expected, rtol=0, atol=1e-6)
-    assert stats["ppo/grad_norm"] == pytest.approx(plain["ppo/grad_norm"], rel=1e-5)
-    assert trainer.budget < trainer.session.budget and "out of memory" in caplog.text
-    # What was learnt of the memory is kept, in the run and over a restart.
-    tensors, state = training_state(trainer)
-    assert state["micro_batch_tokens"] == trainer.budget
-
-
-def test_a_response_that_does_not_fit_alone_ends_the_run(monkeypatch):
-    exhausted_above(monkeypatch, 0)
-    trainer = builders.trainer(ppo={"epochs": 1})
-    with pytest.raises(OutOfMemory, match="one response at a time") as ended:
-        trainer.step(trainer.generate())
-    assert exit_code(ended.value) == 4 and "lower optim.micro_batch_tokens" in last_line(
-        ended.value
-    )
