@@ -5,6 +5,7 @@ pickles and answers with lines of JSON, so that nothing a reward sends back is r
 `rewards/worker.py` is what runs in there.
 """
 
+import copy
 import json
 import os
 import pickle
@@ -16,10 +17,10 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from rewards import classifiers, registry
+from rewards.asking import Call
 from rewards.contract import (
     Failure,
     RewardConfigError,
@@ -29,6 +30,7 @@ from rewards.contract import (
     WorkerLost,
     WorkerUnstartable,
 )
+from rewards.returned import Item, Wrong
 from rewards.spec import RewardSpec
 from rewards.worker import Origin
 
@@ -39,14 +41,6 @@ _PROGRAM = (
     "import sys; sys.path[:] = sys.argv[2:]; from rewards.worker import work; "
     "work(int(sys.argv[1]))"
 )
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """What can be said of something that a worker's reward returned and that is no value."""
-
-    type_name: str
-    shown: str
 
 
 class Worker:
@@ -82,7 +76,7 @@ class Worker:
         try:
             reply = json.loads(_exchange(self._process, message, seconds))
         except TimeoutError:
-            fault = f"took more than {seconds:g} s"
+            fault = f"took more than {seconds:.3g} s"
         except (EOFError, OSError):
             fault = f"ended its worker process ({_ending(self._process)})"
         except ValueError:
@@ -103,10 +97,11 @@ class Worker:
 
 
 class Isolated:
-    """A reward that runs in a worker, called like the reward itself.
+    """A reward that runs in a worker; `call` calls it.
 
     Raises WorkerFault where the reward raises, hangs or crashes; after a loss the next call starts
-    a new worker, and raises WorkerUnstartable where that fails.
+    a new worker, which goes on from the state after the last call that returned, and raises
+    WorkerUnstartable where that fails.
     """
 
     def __init__(
@@ -115,11 +110,14 @@ class Isolated:
         params: Mapping[str, Any],
         deadline: float,
         worker: Worker | None = None,
+        seed: int | None = None,
     ) -> None:
         """Without a worker it starts one of its own; one that is given outlives it."""
         self._worker, self._is_owner = worker or Worker(spec), worker is None
-        self._deadline, self._loads, self._built_in = deadline, False, 0
+        self._deadline, self._seed = deadline, seed
+        self._loads, self._built_in = False, 0
         self._columns: tuple[str, ...] = ()
+        self._state: dict[str, Any] | None = None
         # Parameters are pickled apart: their types may be defined in the reward file.
         self._params = pickle.dumps(dict(params))
         try:
@@ -137,7 +135,11 @@ class Isolated:
     def columns_read(self) -> Sequence[str]:
         return self._columns
 
-    def __call__(self, **columns: Any) -> object:
+    def call(
+        self, columns: Mapping[str, Any], size: int, call: Call, *, alone: bool = False
+    ) -> list[Item] | Wrong:
+        """What it returns for `size` samples; those that are tried alone are searched."""
+        seconds = call.search.deadline(self._deadline)
         try:
             self._build()
         except (WorkerFault, RewardConfigError) as error:
@@ -145,8 +147,26 @@ class Isolated:
             raise WorkerUnstartable(
                 f"the worker of {spec.kind} ({spec.source}) does not start again: {error}"
             ) from error
-        returned = self._worker.ask("call", id(self), columns, seconds=self._deadline)
-        return _returned(returned)
+        with call.search.counting(always=alone):
+            returned = self._worker.ask(
+                "call", id(self), dict(columns), size, call.seed, seconds=seconds
+            )
+            if self._worker.spec.is_stateful:
+                self._state = self._worker.ask("state", id(self), seconds=seconds)
+        return Wrong(returned) if isinstance(returned, str) else [_item(x) for x in returned]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """That after the last call which returned, of a reward that has one."""
+        if self._state is None:
+            self._build()
+            self._state = self._worker.ask("state", id(self), seconds=START_SECONDS)
+        return copy.deepcopy(self._state)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._build()
+        self._worker.ask("restore", id(self), state, seconds=START_SECONDS)
+        self._state = copy.deepcopy(state)
 
     def close(self) -> None:
         """End the worker, if it is its own; a later call would start another."""
@@ -162,9 +182,12 @@ class Isolated:
         self._worker.run()
         if self._built_in == self._worker.starts:
             return
-        columns = self._worker.ask("build", id(self), self._params, seconds=START_SECONDS)
+        ask, number = self._worker.ask, id(self)
+        columns = ask("build", number, self._params, self._seed, seconds=START_SECONDS)
         if self._loads:
-            self._worker.ask("load", id(self), seconds=START_SECONDS)
+            ask("load", number, seconds=START_SECONDS)
+        if self._state is not None:
+            ask("restore", number, self._state, seconds=START_SECONDS)
         self._columns, self._built_in = tuple(columns), self._worker.starts
 
 
@@ -250,14 +273,10 @@ def _answered(reply: dict[str, Any]) -> Any:
     return reply["returned"]
 
 
-def _returned(items: Any) -> object:
-    return [_item(item) for item in items] if isinstance(items, list) else Foreign(**items)
-
-
-def _item(item: Any) -> object:
+def _item(item: Any) -> Item:
     if isinstance(item, dict):
-        return Failure(item["failure"]) if "failure" in item else Foreign(**item)
+        return Failure(item["failure"]) if "failure" in item else Wrong(item["wrong"])
     if isinstance(item, list):
         value, spans = item
         return Score(value, [Span(*span) for span in spans])
-    return item
+    return None if item is None else float(item)

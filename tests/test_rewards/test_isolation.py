@@ -7,12 +7,13 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from rewards import RewardConfigError, RewardError, RewardSet, Span, load_file, registry, reward
+from rewards.asking import Call
 from rewards.compose import RewardEntry
 from rewards.contract import WorkerFault, WorkerLost
 from rewards.entries import parse_entries
@@ -159,9 +160,9 @@ def hasty() -> Iterator[RewardSet]:
 
 
 @pytest.fixture(scope="module")
-def function() -> Iterator[Isolated]:
+def function() -> Iterator[Callable[..., list]]:
     made = Isolated(registry.get("own.moody"), {}, DEADLINE)
-    yield made
+    yield lambda completions: made.call({"completions": completions}, len(completions), Call())
     made.close()
 
 
@@ -217,8 +218,8 @@ def test_what_a_reward_prints_is_no_reply(capfd):
 
 
 def test_equal_texts_are_sent_once(isolated):
-    first, second = isolated([""] * 3, ["seen", "seen", "seen"]), isolated([""], ["seen"])
-    assert len({*first.values[:, 0], *second.values[:, 0]}) == 1
+    out = isolated([""] * 3, ["seen", "seen", "seen"])
+    assert len({*out.values[:, 0]}) == 1
 
 
 @pytest.fixture(scope="module")
@@ -438,6 +439,7 @@ def test_built_in_rewards_can_be_isolated():
 PARENT = """
 import os, sys
 from rewards import RewardSet, load_file
+from rewards.asking import Call
 from rewards.compose import RewardEntry
 
 load_file({file!r})
