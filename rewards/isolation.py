@@ -9,6 +9,7 @@ import copy
 import json
 import os
 import pickle
+import secrets
 import select
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from rewards import classifiers, registry
@@ -36,6 +38,9 @@ from rewards.worker import Origin
 
 DEADLINE = 30.0  # seconds for a call where the entry states none
 START_SECONDS = 600.0  # for each step of a start, which may load a model from a cold disk
+LARGEST_REPLY = 1 << 28  # bytes; a reward that fills the pipe must not fill this process
+_MARK = "RLALIGN_WORKER"  # in the environment of a worker and of all that it starts
+_ROUNDS = 20  # in which they are looked for
 # sys.path is set first: the worker must import the packages that this process did.
 _PROGRAM = (
     "import sys; sys.path[:] = sys.argv[2:]; from rewards.worker import work; "
@@ -64,8 +69,9 @@ class Worker:
             return
         self.close()
         origin = _origin(self.spec)
-        process = self._process = _start()
-        self._end = weakref.finalize(self, _kill, process, os.getpid())  # runs at exit, too
+        mark = f"{os.getpid()}-{secrets.token_hex(8)}"
+        process = self._process = _start(mark)
+        self._end = weakref.finalize(self, _kill, process, os.getpid(), mark)  # runs at exit, too
         self.starts += 1
         self.ask("open", origin, seconds=START_SECONDS)
 
@@ -81,6 +87,8 @@ class Worker:
             fault = f"ended its worker process ({_ending(self._process)})"
         except ValueError:
             fault = "wrote into its worker's pipe"
+        except OverflowError:
+            fault = f"sent back more than {LARGEST_REPLY >> 20} MiB"
         except BaseException:  # an interrupt: the reply must not be taken for the next call's
             self.close()
             raise
@@ -206,8 +214,9 @@ def _origin(spec: RewardSpec) -> Origin:
     return Origin(spec.kind, None, b"", module, device)
 
 
-def _start() -> subprocess.Popen[bytes]:
-    environment = dict(os.environ)
+def _start(mark: str) -> subprocess.Popen[bytes]:
+    above = os.environ.get(_MARK, "")  # a reward in a worker may have rewards in workers
+    environment = {**os.environ, _MARK: f"{above}/{mark}"}
     if "torch" in sys.modules:  # the worker computes while this process waits: as many threads
         environment["OMP_NUM_THREADS"] = str(sys.modules["torch"].get_num_threads())
     return subprocess.Popen(
@@ -219,15 +228,30 @@ def _start() -> subprocess.Popen[bytes]:
     )
 
 
-def _kill(process: subprocess.Popen[bytes], owner: int) -> None:
+def _kill(process: subprocess.Popen[bytes], owner: int, mark: str) -> None:
     if os.getpid() != owner:  # a fork of this process that exits
         return
     with suppress(ProcessLookupError, PermissionError):  # it crashed, and left nothing behind
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    for _ in range(_ROUNDS):  # one may start another before its own turn comes
+        if not _kill_marked(mark):
+            break
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             pipe.close()
+
+
+def _kill_marked(mark: str) -> bool:
+    """End what the worker started and what has left its group; whether there was any."""
+    name, found = f"{_MARK}=".encode(), False
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or is another user's
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            if any(v.startswith(name) and mark.encode() in v for v in variables):
+                os.kill(int(folder.name), signal.SIGKILL)
+                found = True
+    return found
 
 
 def _ending(process: subprocess.Popen[bytes]) -> str:
@@ -260,6 +284,8 @@ def _exchange(process: subprocess.Popen[bytes], message: bytes, seconds: float) 
             if not part:
                 raise EOFError
             reply += part
+            if len(reply) > LARGEST_REPLY:
+                raise OverflowError
     return bytes(reply)
 
 

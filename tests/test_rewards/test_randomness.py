@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from rewards import RewardError, RewardSet, load_file, reward
-from rewards.compose import RewardEntry, parse_entries
+from rewards import RewardError, RewardSet, load_file
+from rewards.compose import parse_entries
 
 DRAWING_FILE = """
 import asyncio
