@@ -105,11 +105,13 @@ class _Run:
     def _iterate(self) -> bool:
         """One iteration; whether it was the last."""
         HERE.iteration = self.trainer.iteration + 1
-        self.checkpoints.note_rewards()
+        rewards = self.session.reward_set
+        before = rewards.state_dict()
         try:
             row, rows = self._learn()
-        except Interrupted:
-            self._stop()  # as if the iteration had not begun: all its draws are of its own number
+        except Interrupted:  # as if it had not begun: all that is drawn in it is of its number
+            rewards.load_state_dict(before)
+            self._stop()
         return self._conclude(row, rows)
 
     def _learn(self) -> Learned:
@@ -136,7 +138,6 @@ class _Run:
         """Evaluate, record and save what is due after an iteration; whether it was the last."""
         total = self.session.config.train.iterations
         is_last = self.trainer.iteration >= total or bool(self.audit.stopping)
-        self.checkpoints.note_rewards()
         try:
             evaluation = self._evaluate_if_due(is_last)
         except Interrupted:

@@ -32,10 +32,6 @@ class RunCheckpoints:
         self.trainer, self.audit, self.folder = trainer, audit, folder
         self.config, self.ranks = trainer.session.config, trainer.session.ranks
         self._saved = -1  # the iteration that was saved last
-        self._rewards: dict[str, Any] = {}  # their state, as it was when it was noted
-
-    def note_rewards(self) -> None:
-        """Remember the rewards' state here: what follows may be broken off and done again."""
 
     def save_if_due(self, evaluation: Evaluation | None, is_last: bool) -> None:
         """After an iteration: where the settings ask for one, and where it is the best so far."""
@@ -54,7 +50,6 @@ class RunCheckpoints:
         is_due = (every and iteration % every == 0) or is_last
         if not (is_due or is_best):
             return
-        self.note_rewards()
         path = self.save()
         if path is not None and is_best and metric is not None and value is not None:
             mark_best(self.folder.checkpoints, path, metric, value)

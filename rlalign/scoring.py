@@ -1,25 +1,27 @@
 """What a rollout is worth: rewards of its texts, credit of its tokens, the reference's opinion."""
 
-import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerState
 
+from rewards.calling import watcher
 from rewards.compose import RewardSet
 from rewards.contract import Span
 from rewards.trl_style import Logged, context
+from rlalign import stopping
 from rlalign.masking import SumOverRanks, last_index, masked_moments, one_rank
 from rlalign.offsets import Offsets
 from rlalign.policy import Policy, evaluate_rollout, logprobs_only
 from rlalign.sections import ScoreSection
 from rlalign.target import Target
 from rlalign.types import Rollout, ScoredRollout
+from rlalign.whereabouts import HERE
 
 
 def score_rollout(
@@ -34,6 +36,7 @@ def score_rollout(
     target: Target | None = None,
     beta: float | None = None,
     smooth: bool = False,
+    seed: int | None = None,
 ) -> ScoredRollout:
     """Rewards, per-token rewards and the reference's log-probabilities of a rollout.
 
@@ -41,11 +44,10 @@ def score_rollout(
     is what rewards that are written for TRL get as `trainer_state`. The reference reads the
     responses at the same time where the rewards and it do not want the same processor.
     `target`, by default that of the rewards' weights alone, gives moments and what is hard their
-    weights in the score, at the KL's price `beta`; `smooth` is that of `Target.potential_of`.
-    Raises RewardError, naming the reward and the sample, where a reward misbehaves.
+    weights in the score, at the KL's price `beta`; `smooth` is that of `Target.potential_of`. What
+    rewards draw is a function of `seed`. Raises RewardError with the reward and the sample.
     """
     device = rollout.response_ids.device
-    prompts = rollout.prompts
     fitted = {} if target is None else target.weights(beta)
     logged = Logged()
     columns = columns_of(rollout, state or TrainerState(), logged)
@@ -53,16 +55,16 @@ def score_rollout(
     overlaps = device.type != "cpu" or reward_set.waits
     beside = ThreadPoolExecutor(1, initializer=enter, initargs=(device,)) if overlaps else None
     with beside or nullcontext():
-        ahead = (
-            None if beside is None else beside.submit(reference_logprobs, rollout, policy, budget)
-        )
-        output = reward_set(list(prompts.texts), list(rollout.texts), columns, iteration, fitted)
+        ahead = beside and beside.submit(reference_logprobs, rollout, policy, budget)
+        given = rollout.prompts.texts, rollout.texts, columns
+        with watched():
+            output = reward_set(*given, iteration, fitted, seed)
     reference = reference_logprobs(rollout, policy, budget) if ahead is None else ahead.result()
     raw = torch.as_tensor(output.score, dtype=torch.float32)
     finished = rollout.finished.cpu()
     score = potential(raw, finished, section)  # (B,)
-    is_dense = section.credit == "spans"
-    spans = [clipped_spans(sample, section.clip) for sample in output.spans if is_dense]
+    of_spans = output.spans if section.credit == "spans" else ()
+    spans = [clipped_spans(sample, section.clip) for sample in of_spans]
     token_rewards = place_credit(rollout, score.to(device), spans, tokenizer)
     log_potential = torch.zeros(len(rollout), dtype=torch.float64)
     features = log_potential.new_zeros(len(rollout), 0)
@@ -82,6 +84,18 @@ def score_rollout(
         weights=dict(output.weights),
         logged=logged,
     )
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Rewards are code of others: the run says which one it waits for, and can be stopped in it."""
+    before = watcher.set(HERE.does)
+    try:
+        with stopping.interruptible():
+            yield
+        HERE.does("")  # after an error it stands, because that is where it was
+    finally:
+        watcher.reset(before)
 
 
 def columns_of(rollout: Rollout, state: TrainerState, logged: Logged) -> dict[str, Any]:
@@ -220,8 +234,8 @@ def rollout_stats(
     for i, name in enumerate(names):
         valid = scored.valid[:, i]
         share = mean(valid)
-        # NaN, written as null, where no sample had this reward: 0 would be read as a value.
-        stats[f"reward/{name}"] = mean(scored.rewards[:, i], valid) if share > 0 else math.nan
+        if share > 0:  # else there is no mean: 0 would be read as one, and NaN spoil others
+            stats[f"reward/{name}"] = mean(scored.rewards[:, i], valid)
         stats[f"reward/{name}/valid"] = share
     for name in skipping:
         failed = torch.tensor(float(scored.failures.get(name, 0)), device=scored.score.device)
