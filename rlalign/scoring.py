@@ -48,6 +48,7 @@ def score_rollout(
     rewards draw is a function of `seed`. Raises RewardError with the reward and the sample.
     """
     device = rollout.response_ids.device
+    asked, texts = (rollout, policy, budget), (rollout.prompts.texts, rollout.texts)
     fitted = {} if target is None else target.weights(beta)
     logged = Logged()
     columns = columns_of(rollout, state or TrainerState(), logged)
@@ -55,11 +56,10 @@ def score_rollout(
     overlaps = device.type != "cpu" or reward_set.waits
     beside = ThreadPoolExecutor(1, initializer=enter, initargs=(device,)) if overlaps else None
     with beside or nullcontext():
-        ahead = beside and beside.submit(reference_logprobs, rollout, policy, budget)
-        given = rollout.prompts.texts, rollout.texts, columns
+        ahead = None if beside is None else beside.submit(reference_logprobs, *asked)
         with watched():
-            output = reward_set(*given, iteration, fitted, seed)
-    reference = reference_logprobs(rollout, policy, budget) if ahead is None else ahead.result()
+            output = reward_set(*texts, columns, iteration, fitted, seed)
+    reference = reference_logprobs(*asked) if ahead is None else ahead.result()
     raw = torch.as_tensor(output.score, dtype=torch.float32)
     finished = rollout.finished.cpu()
     score = potential(raw, finished, section)  # (B,)
