@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -244,3 +246,52 @@ def test_a_run_of_trls_trainers_ends_together_too(server, place, number):
     if number == signal.SIGKILL:
         ending = ("failed", 137)
     assert (said["status"], said["exit_code"]) == ending and 0 not in codes, job.stderr
+
+
+REWARD = """
+import time
+from rewards import reward
+
+@reward
+def slow(completions: list[str], calls=[0]) -> list[float]:
+    calls[0] += 1
+    if calls[0] > 6:
+        time.sleep(1000)
+    return [0.0] * len(completions)
+"""
+
+
+def test_a_reward_that_hangs_is_named_with_its_sample(server, place):
+    (place / "slow.py").write_text(REWARD, encoding="utf-8")
+    settings = ("--reward_files=slow.py", "--rewards.slow.kind=slow", "--run.timeout=4")
+    job = server.launch(place, command("slow", *settings), 2)
+    assert job.wait(60) == [-signal.SIGKILL] * 2, job.stderr
+    message = ended(place, "slow")["message"]
+    assert "score: reward 'slow' (slow, " in message
+    assert "on 4 samples, the first being sample 0: " in message
+
+
+TESTS = Path(__file__).parent
+LAUNCH = [
+    *(sys.executable, "-m", "accelerate.commands.launch"),
+    *("--config_file", str(TESTS.parent / "launch/accelerate/cpu2.yaml")),
+    str(TESTS / "faults.py"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "ending"),
+    [("SIGTERM to the launcher", ("preempted", 143)), ("kill", ("failed", 137))],
+)
+def test_under_accelerates_launcher_too(place, kind, ending):
+    """It turns every exit code into 1, or hides it: run.json has it."""
+    name = f"launched-{kind[:4]}"
+    faults = json.dumps([at("update", kind, 1)])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "FAULTS": faults}
+    done = subprocess.run(
+        [*LAUNCH, *command(name)], cwd=place, env=environment, capture_output=True, text=True,
+        timeout=180, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode != 0
+    said = ended(place, name)
+    assert (said["status"], said["exit_code"]) == ending, done.stderr
