@@ -80,7 +80,7 @@ def sample_texts(count: int) -> list[str]:
 
 
 def measure(kind: str, count: int) -> Cost:
-    """The cost of a kind on `count` texts in one call, in this process, without the value cache."""
+    """The cost of a kind on `count` texts in one call, in this process, equal ones included."""
     before, start = _peak(), time.perf_counter()
     subject = conformance.build(registry.get(kind), texts=sample_texts(count))
     load_seconds = time.perf_counter() - start

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rewards.apart import Apart
 from rewards.contract import Reward, RewardConfigError, described
 from rewards.entries import RewardEntry
 from rewards.isolation import DEADLINE, Isolated, Worker
@@ -11,11 +12,17 @@ from rewards.trl_style import TRLFunction
 
 
 def construct(
-    entry: RewardEntry, spec: RewardSpec, params: Mapping[str, Any], worker: Worker | None = None
-) -> Reward:
+    entry: RewardEntry,
+    spec: RewardSpec,
+    params: Mapping[str, Any],
+    apart: Apart,
+    seed: int | None = None,
+    worker: Worker | None = None,
+) -> Reward | Isolated:
     """The callable with its parameters; whatever goes wrong names the entry.
 
-    An isolated reward runs in `worker`, or in one of its own.
+    It is built within `apart`. An isolated reward runs in `worker`, or in one of its own, and
+    `seed` is that of what is drawn at random there while it is built and loaded.
     """
     where = f"rewards.{entry.name}"
     try:
@@ -25,8 +32,9 @@ def construct(
                 "stay in the worker; put @reward above it, or remove isolate"
             )
         if entry.isolate:
-            return Isolated(spec, params, entry.deadline or DEADLINE, worker)
-        return spec.build(params)
+            return Isolated(spec, params, entry.deadline or DEADLINE, worker, seed)
+        with apart:
+            return spec.build(params)
     except RewardConfigError as error:
         raise error.within(where) from error
     except (Exception, SystemExit) as error:

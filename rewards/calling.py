@@ -1,15 +1,14 @@
-"""One reward on a batch: columns by name, values checked, the culprit named, texts cached."""
+"""One reward on a batch: columns by name, values checked, the culprit named."""
 
 import inspect
 import logging
 import math
-from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from rewards.apart import Apart
+from rewards.asking import Call, Overlong
 from rewards.contract import (
     Failure,
     Loads,
@@ -19,30 +18,27 @@ from rewards.contract import (
     RewardError,
     Score,
     Span,
+    Stateful,
     WorkerFault,
     WorkerLost,
     WorkerUnstartable,
-    as_float,
     brief,
     described,
-    plain,
 )
 from rewards.entries import RewardEntry
 from rewards.frozen import frozen
-from rewards.isolation import Foreign, Isolated
-from rewards.randomness import OwnRandomness
+from rewards.isolation import Isolated
+from rewards.returned import Item, Wrong, taken
 from rewards.spec import RewardSpec
-from rewards.trl_style import CONTEXT, TRLFunction
+from rewards.state import plain_json
+from rewards.trl_style import CONTEXT, TRLFunction, wait_for
 
 Columns = Mapping[str, Sequence[Any]]
 Value = float | Score | None
 FAILURE_CEILING = 0.2  # share of a batch that may fail under on_error: skip and value
 Result = Value | Failure
-ValueCache = OrderedDict[Hashable, Value]
-_CACHED_VALUES = 10_000
+State = dict[str, Any]  # JSON
 logger = logging.getLogger(__name__)
-# Whether this thread runs beside others, and so cannot have the random generators for itself.
-shares_generators = ContextVar("shares_generators", default=False)
 
 
 class Scorer(Protocol):
@@ -58,18 +54,20 @@ class Scorer(Protocol):
     def load(self) -> None: ...  # what is slow, such as reading a model
     def check(self, data: Columns) -> None: ...  # refuse wrong values in a whole set of prompts
     def close(self) -> None: ...  # end its worker processes
+    def state(self) -> State | None: ...  # what its values depend on beside the samples, if at all
+    def restore(self, state: State) -> None: ...
     def results(
-        self, data: Columns, rows: Sequence[int] | None = None, *, use_cache: bool = True
+        self, data: Columns, rows: Sequence[int] | None = None, call: Call | None = None
     ) -> list[Result]: ...  # of the chosen rows of `data`, in their order, or of all
 
 
-def values(scorer: Scorer, data: Columns, *, use_cache: bool = True) -> tuple[list[Value], int]:
+def values(scorer: Scorer, data: Columns, call: Call) -> tuple[list[Value], int]:
     """A value for each sample, and how many of them failed and became None.
 
     `data` holds the completions and every other column, whatever the reward reads of them;
     RewardConfigError where it lacks one that the reward needs.
     """
-    return _settle(scorer.entry, scorer.results(data, use_cache=use_cache), data["completions"])
+    return _settle(scorer.entry, scorer.results(data, None, call), data["completions"])
 
 
 def require(entry: RewardEntry, needs: Iterable[str], data: Columns) -> None:
@@ -82,6 +80,7 @@ def require(entry: RewardEntry, needs: Iterable[str], data: Columns) -> None:
 
 
 _UNTRIED = Failure("was not tried")
+_FAULTS = (Exception, SystemExit)  # sys.exit would end the run with its code
 
 
 @dataclass(frozen=True)
@@ -94,21 +93,16 @@ class Batch:
 
 
 class BuiltReward:
-    """A reward with its configuration, called with whole batches."""
+    """A reward with its configuration, called with whole batches.
+
+    A call's values depend on the batch, its seed and the reward's own state: nothing is kept from
+    the calls before, in which a resumed run would have scored other texts.
+    """
 
     def __init__(
-        self,
-        entry: RewardEntry,
-        spec: RewardSpec,
-        function: Reward,
-        cache: ValueCache | None = None,
-        given: Hashable = (),
+        self, entry: RewardEntry, spec: RewardSpec, function: Reward | Isolated, apart: Apart
     ) -> None:
-        """`given` tells apart rewards that share a `cache`."""
-        self.entry, self.spec, self._function = entry, spec, function
-        self._cache: ValueCache = OrderedDict() if cache is None else cache
-        self._given = given
-        self._randomness = OwnRandomness()
+        self.entry, self.spec, self._function, self._apart = entry, spec, function, apart
 
     @property
     def label(self) -> str:
@@ -129,7 +123,7 @@ class BuiltReward:
         if not (inspect.isclass(self.spec.target) and isinstance(self._function, Loads)):
             return
         try:
-            with self._randomness:
+            with self._apart:
                 self._function.load()
         except RewardConfigError as error:
             raise error.within(f"rewards.{self.entry.name}") from error
@@ -148,33 +142,49 @@ class BuiltReward:
         if isinstance(self._function, Isolated):
             self._function.close()
 
+    def state(self) -> State | None:
+        """A copy of the reward's state; None where it has none."""
+        if not self.spec.is_stateful:
+            return None
+        try:
+            if isinstance(self._function, Isolated):
+                return self._function.state
+            assert isinstance(self._function, Stateful)
+            with self._apart:
+                return plain_json(self._function.state_dict(), self.label)
+        except RewardError:
+            raise
+        except _FAULTS as error:
+            raise RewardError(f"{self.label} {_clause(error)} in state_dict()") from error
+
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+        try:
+            if isinstance(self._function, Isolated):
+                self._function.restore(state)
+                return
+            assert isinstance(self._function, Stateful)
+            with self._apart:
+                self._function.load_state_dict(plain_json(state, self.label))
+        except _FAULTS as error:
+            raise RewardError(f"{self.label} {_clause(error)} in load_state_dict()") from error
+
     def results(
-        self, data: Columns, rows: Sequence[int] | None = None, *, use_cache: bool = True
+        self, data: Columns, rows: Sequence[int] | None = None, call: Call | None = None
     ) -> list[Result]:
         """What the chosen rows of `data` are worth, or why they have no value."""
+        call = call or Call()
         batch = Batch(data["completions"], self._select(data))
         rows = range(len(batch.texts)) if rows is None else rows
-        keys = [self._key(batch, i) if use_cache else None for i in rows]
-        # Samples to compute: one for each new key, and all that have none.
-        first: dict[Hashable, int] = {}
-        wanted = []
-        for i, key in zip(rows, keys, strict=True):
-            if key is None or (key not in self._cache and key not in first):
-                wanted.append(i)
-                first.setdefault(key, i)
-        with nullcontext() if shares_generators.get() else self._randomness:
-            fresh = dict(zip(wanted, self._compute(batch, wanted), strict=True))
-        results: list[Result] = []
-        for i, key in zip(rows, keys, strict=True):
-            if i in fresh:
-                results.append(fresh[i])
-            elif key in first:
-                results.append(fresh[first[key]])
-            else:
-                self._cache.move_to_end(key)
-                results.append(self._cache[key])
-        self._remember(keys, results)
-        return results
+        keys = [self._key(batch, i) if call.reuse else None for i in rows]
+        first: dict[Hashable, int] = {}  # of equal samples, the one that is computed
+        wanted = [
+            i
+            for i, key in zip(rows, keys, strict=True)
+            if key is None or first.setdefault(key, i) == i
+        ]
+        found = dict(zip(wanted, self._compute(batch, wanted, call), strict=True))
+        return [found[i if key is None else first[key]] for i, key in zip(rows, keys, strict=True)]
 
     def _select(self, data: Columns) -> Columns:
         if self.spec.signature.takes_all:
@@ -183,24 +193,29 @@ class BuiltReward:
         return {name: data[name] for name in self.columns if name in data}
 
     def _key(self, batch: Batch, i: int) -> Hashable:
-        own = frozen([column[i] for column in batch.columns.values()]) if self.spec.cache else None
-        return None if own is None else (self._given, own)
+        is_pure = self.spec.cache and not self.spec.is_stateful
+        return frozen([column[i] for column in batch.columns.values()]) if is_pure else None
 
-    def _compute(self, batch: Batch, wanted: Sequence[int]) -> list[Result]:
+    def _compute(self, batch: Batch, wanted: Sequence[int], call: Call) -> list[Result]:
         if not wanted:
             return []
+        before = self.state()
         try:
-            returned = self._call(batch, wanted)
+            returned = self._call(batch, wanted, call.within("batch"))
         except RewardConfigError as error:
             raise error.within(f"rewards.{self.entry.name}") from error
         except WorkerUnstartable:
             raise
-        except (Exception, SystemExit) as error:  # sys.exit would end the run with its code
-            return self._one_by_one(batch, wanted, error)
+        except Overlong as error:
+            raise RewardError(self._overlong(error)) from None
+        except _FAULTS as error:
+            if before is not None:  # the samples are about to be seen again
+                self.restore(before)
+            return self._one_by_one(batch, wanted, call, error)
         return self._checked(returned, batch, wanted)
 
     def _one_by_one(
-        self, batch: Batch, wanted: Sequence[int], error: BaseException
+        self, batch: Batch, wanted: Sequence[int], call: Call, error: BaseException
     ) -> list[Result]:
         """The batch call raised: find the samples that are to blame.
 
@@ -208,16 +223,20 @@ class BuiltReward:
         """
         results: list[Result] = []
         allowed = 0 if self.entry.on_error == "raise" else FAILURE_CEILING * len(batch.texts)
-        failures = 0
+        failed: list[str] = []
         for i in wanted:
             try:
-                returned = self._call(batch, [i])
+                returned = self._call(batch, [i], call.within(i), alone=True)
             except WorkerUnstartable:
                 raise
-            except (Exception, SystemExit) as alone:
+            except Overlong as out_of_time:
+                tried = f"{_clause(error)} on {len(wanted)} samples, and {len(results)} were tried"
+                found = f"; {failed[0]}" if failed else ""
+                raise RewardError(self._overlong(out_of_time, f"{tried} alone{found}")) from None
+            except _FAULTS as alone:
                 results.append(self._failure(_clause(alone), alone))
-                failures += 1
-                if failures > allowed:
+                failed.append(f"it {_clause(alone)} for {batch.sample(i)}")
+                if len(failed) > allowed:
                     break
             else:
                 results += self._checked(returned, batch, [i])
@@ -232,41 +251,42 @@ class BuiltReward:
             logger.warning("%s; their values stand", fault)
         return [*results, *[_UNTRIED] * (len(wanted) - len(results))]
 
-    def _call(self, batch: Batch, wanted: Sequence[int]) -> object:
-        return self._function(
-            **{name: [column[i] for i in wanted] for name, column in batch.columns.items()}
-        )
+    def _call(
+        self, batch: Batch, wanted: Sequence[int], call: Call, *, alone: bool = False
+    ) -> list[Item] | Wrong:
+        """What the reward returns for these samples, called once; whatever it raises comes out."""
+        columns = {name: [column[i] for i in wanted] for name, column in batch.columns.items()}
+        if isinstance(self._function, Isolated):
+            return self._function.call(columns, len(wanted), call, alone=alone)
+        self._apart.start(call.seed)
+        with self._apart:
+            returned = self._function(**columns)
+            if not inspect.iscoroutine(returned):
+                return taken(returned, len(wanted))
+        # Not apart as a whole: others may run while it waits.
+        answer = wait_for(returned, self._apart)
+        with self._apart:
+            return taken(answer, len(wanted))
 
-    def _checked(self, returned: object, batch: Batch, wanted: Sequence[int]) -> list[Result]:
-        returned = plain(returned)
-        if not isinstance(returned, list | tuple):
-            raise RewardError(
-                f"{self.label} returned {_shown(returned)}; a reward returns a list with a number "
-                "or None for each sample"
-            )
-        if len(returned) != len(wanted):
-            raise RewardError(
-                f"{self.label} returned {len(returned)} values for {len(wanted)} samples"
-            )
+    def _checked(
+        self, returned: list[Item] | Wrong, batch: Batch, wanted: Sequence[int]
+    ) -> list[Result]:
+        if isinstance(returned, Wrong):
+            raise RewardError(f"{self.label} {returned.what}")
         return [self._value(item, batch, i) for item, i in zip(returned, wanted, strict=True)]
 
-    def _value(self, item: object, batch: Batch, i: int) -> Result:
+    def _value(self, item: Item, batch: Batch, i: int) -> Result:
         if item is None:
             return None
         if isinstance(item, Failure):
             return self._failure(item.reason, item.cause)
-        item = plain(item)
-        number = as_float(item)
-        if number is None:
+        if isinstance(item, Wrong):
             raise RewardError(
-                f"{self.label} returned {_shown(item)} for {batch.sample(i)}; a value is a number "
-                "or None"
+                f"{self.label} {item.what} for {batch.sample(i)}; a value is a number or None"
             )
-        if not math.isfinite(number):
-            return self._failure(f"returned {number}")
-        if not isinstance(item, Score) or not item.spans:
-            return number
-        for span in item.spans:
+        if not math.isfinite(item):
+            return self._failure(f"returned {float(item)}")
+        for span in item.spans if isinstance(item, Score) else ():
             self._check_span(span, batch, i)
         return item
 
@@ -279,12 +299,11 @@ class BuiltReward:
             return
         raise RewardError(f"{self.label} returned {fault} for {batch.sample(i)}")
 
-    def _remember(self, keys: Sequence[Hashable], results: Sequence[Result]) -> None:
-        for key, result in zip(keys, results, strict=True):
-            if key is not None and not isinstance(result, Failure):
-                self._cache[key] = result
-        while len(self._cache) > _CACHED_VALUES:
-            self._cache.popitem(last=False)
+    def _overlong(self, error: Overlong, so_far: str = "has hanging samples") -> str:
+        return (
+            f"{self.label} {so_far}: {error}; raise rewards.{self.entry.name}.deadline where it is "
+            "slow, or find what makes it hang"
+        )
 
     def _failure(self, clause: str, cause: BaseException | None = None) -> Failure:
         return Failure(f"{self.label} {clause}", cause)
@@ -321,9 +340,3 @@ def _settle(
 
 def _clause(error: BaseException) -> str:
     return str(error) if isinstance(error, WorkerFault) else f"raised {described(error)}"
-
-
-def _shown(returned: object) -> str:
-    if isinstance(returned, Foreign):
-        return f"{returned.type_name} {returned.shown}"
-    return f"{type(returned).__name__} {brief(returned)}"

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-from rewards.calling import Columns, Result, Scorer, Value
+from rewards.asking import Call
+from rewards.calling import Columns, Result, Scorer, State, Value
 from rewards.contract import Failure, RewardError, Score, Span, brief
 from rewards.spec import Bounds, RewardSpec
 
@@ -38,6 +39,7 @@ class Subject:
     built: Scorer
     data: Columns
     first: Mapping[str, Any]  # a value of each column beside prompts and completions
+    again: Callable[[], Scorer]  # the same reward, built and loaded once more
     words: Sequence[str] = ()  # that its parameters name: what it may be looking for
 
     @property
@@ -45,12 +47,23 @@ class Subject:
         return self.spec.bounds
 
     @cached_property
+    def start(self) -> State | None:
+        """The reward's state before any text, where it has one."""
+        return self.built.state()
+
+    def results(self, data: Columns) -> list[Result]:
+        """Every sample computed, from the state of the start, whatever calls before have left."""
+        if self.start is not None:
+            self.built.restore(self.start)
+        return self.built.results(data, None, Call(reuse=False))
+
+    @cached_property
     def outcomes(self) -> Sequence[Result]:
-        return self.built.results(self.data, use_cache=False)
+        return self.results(self.data)
 
     def values(self, data: Columns) -> list[Value]:
         """A value for each sample; RewardError where one failed."""
-        outcomes = self.built.results(data, use_cache=False)
+        outcomes = self.results(data)
         return [self.value(outcome, data, i) for i, outcome in enumerate(outcomes)]
 
     def value(self, outcome: Result, data: Columns, i: int) -> Value:
@@ -109,7 +122,7 @@ def _order(subject: Subject) -> str:
 
 def _check_same(subject: Subject, rows: Sequence[int], how: str) -> None:
     data = {name: [column[i] for i in rows] for name, column in subject.data.items()}
-    again = subject.built.results(data, use_cache=False)
+    again = subject.results(data)
     for i, outcome in zip(rows, again, strict=True):
         before = subject.outcomes[i]
         if not _same(before, outcome):
@@ -135,6 +148,38 @@ def _shown(outcome: Result) -> str:
 
 def _spans(outcome: Result) -> tuple[Span, ...]:
     return outcome.spans if isinstance(outcome, Score) else ()
+
+
+def _round_trip(subject: Subject) -> str:
+    """A state that has seen texts, loaded into a new reward, is the same and goes on the same."""
+    if subject.start is None:
+        return "the reward keeps no state"
+    _ = subject.results(subject.data)
+    state = subject.built.state()
+    assert state is not None
+    other = subject.again()
+    try:
+        other.restore(state)
+        if other.state() != state:
+            raise RewardError(
+                f"{subject.built.label} has a state_dict() of {brief(other.state())} once "
+                f"{brief(state)} is loaded"
+            )
+        call = Call(reuse=False)
+        went_on = subject.built.results(subject.data, None, call)
+        _compare(subject, went_on, other.results(subject.data, None, call))
+    finally:
+        other.close()
+    return ""
+
+
+def _compare(subject: Subject, went_on: Sequence[Result], loaded: Sequence[Result]) -> None:
+    for text, one, other in zip(subject.data["completions"], went_on, loaded, strict=True):
+        if not _same(one, other):
+            raise RewardError(
+                f"{subject.built.label} gives {_shown(other)} for {brief(text)} where its state "
+                f"was loaded, and {_shown(one)} where it went on: state_dict() leaves something out"
+            )
 
 
 def _causal(subject: Subject) -> str:
@@ -194,6 +239,7 @@ CHECKS: Mapping[str, Callable[[Subject], str]] = {
     "bounds": _bounds,
     "determinism": _determinism,
     "order": _order,
+    "state": _round_trip,
     "causal": _causal,
     "empty": partial(_one_text, ""),
     "emoji": partial(_one_text, EMOJI),

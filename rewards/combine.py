@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from rewards.calling import Columns, Result, Scorer, label
+from rewards.asking import Call
+from rewards.calling import Columns, Result, Scorer, State, label
 from rewards.contract import Failure
 from rewards.entries import RewardEntry
 from rewards.registry import add_combination
@@ -77,12 +78,23 @@ class Combination:
         for part in self._parts:
             part.close()
 
+    def state(self) -> State | None:
+        """That of the parts, by name; None where none has one."""
+        states = {_name(part): part.state() for part in self._parts}
+        return {name: state for name, state in states.items() if state is not None} or None
+
+    def restore(self, state: State) -> None:
+        for part in self._parts:
+            if _name(part) in state:
+                part.restore(state[_name(part)])
+
     def results(
-        self, data: Columns, rows: Sequence[int] | None = None, *, use_cache: bool = True
+        self, data: Columns, rows: Sequence[int] | None = None, call: Call | None = None
     ) -> list[Result]:
         """One value for each sample, without spans."""
+        call = call or Call()
         columns = [
-            part.results(for_entry(data, part.entry.name), rows, use_cache=use_cache)
+            part.results(for_entry(data, part.entry.name), rows, call.within(_name(part)))
             for part in self._parts
         ]
         return [self._join(results) for results in zip(*columns, strict=True)]
@@ -98,3 +110,7 @@ class Combination:
             return None
         joined = float(self.spec.target(values))
         return joined if math.isfinite(joined) else Failure(f"{self.label} gave {joined}")
+
+
+def _name(part: Scorer) -> str:
+    return part.entry.name.rpartition(".")[2]

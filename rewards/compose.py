@@ -1,7 +1,8 @@
 """Several rewards as one score: build them, call all, weigh, and keep each one's credit."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -10,15 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewards import registry, schema
+from rewards.apart import Apart
+from rewards.asking import Call
 from rewards.building import construct
-from rewards.calling import BuiltReward, Columns, Scorer, Value, is_async
+from rewards.calling import BuiltReward, Columns, Scorer, State, Value, is_async, label
 from rewards.columns import PerPromptReward
 from rewards.combine import Combination
 from rewards.contract import RewardError, Score, Span
 from rewards.entries import Ramp, RewardEntry, check_names, parse_entries, parse_parts
-from rewards.randomness import OwnRandomness
+from rewards.randomness import derived
 from rewards.spec import RewardSpec, column_of
 from rewards.together import values_of_all
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["RewardEntry", "RewardOutput", "RewardSet", "parse_entries"]
 
@@ -60,18 +65,21 @@ class RewardSet:
     """Rewards that score together; models are loaded when it is made, after every check."""
 
     def __init__(
-        self, entries: Sequence[RewardEntry], extra: Sequence[Callable[..., Any]] = ()
+        self,
+        entries: Sequence[RewardEntry],
+        extra: Sequence[Callable[..., Any]] = (),
+        seed: int | None = None,
     ) -> None:
+        """`seed` is that of what rewards draw at random while they are built and loaded."""
         pairs = [(entry, registry.get(entry.kind, f"rewards.{entry.name}")) for entry in entries]
         for function in extra:
             spec = registry.from_function(function)
             pairs.append((RewardEntry(spec.kind.rpartition(".")[2], spec.kind), spec))
         check_names([entry.name for entry, _ in pairs])
-        self._randomness = OwnRandomness()  # of async rewards, which run at the same time
         self._rewards: list[Scorer] = []
         try:
             for entry, spec in pairs:
-                self._rewards.append(build(entry, spec))
+                self._rewards.append(build(entry, spec, derived(seed, entry.name)))
             for reward in self._rewards:
                 reward.load()
         except BaseException:
@@ -124,16 +132,48 @@ class RewardSet:
         columns: Columns = _NO_COLUMNS,
         iteration: int | None = None,
         weights: Mapping[str, float] = MappingProxyType({}),
+        seed: int | None = None,
     ) -> RewardOutput:
         """Score B completions; every column holds B values.
 
         Weights on a schedule are those of the iteration, the first being 0, or the final ones;
-        `weights` stand in for those of the rewards that they name.
+        `weights` stand in for those of the rewards that they name. What rewards draw at random is a
+        function of `seed`; without one, their streams of random numbers go on.
         Raises RewardError, or RewardConfigError where a column is missing.
         """
-        return self._score(prompts, completions, columns, iteration, weights, use_cache=True)
+        return self._score(prompts, completions, columns, iteration, weights, Call(seed))
 
-    def probe(self, prompts: Sequence[str] = ("",), columns: Columns = _NO_COLUMNS) -> RewardOutput:
+    def state_dict(self) -> dict[str, State]:
+        """JSON, by name, of the rewards that have a state: see `Stateful`. Raises RewardError."""
+        states = {reward.entry.name: reward.state() for reward in self._rewards}
+        return {name: state for name, state in states.items() if state is not None}
+
+    def load_state_dict(self, states: Mapping[str, State]) -> None:
+        """Go on from a `state_dict`; where the sets differ, a warning says what is left out."""
+        own = {r.entry.name: r for r in self._rewards if r.state() is not None}
+        for name in sorted(own.keys() ^ states.keys()):
+            what = "has no state there: it begins anew" if name in own else "is not here any more"
+            logger.warning("of the rewards' states that were kept, '%s' %s", name, what)
+        for name in own.keys() & states.keys():
+            own[name].restore(states[name])
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Within it the rewards are called without a trace: their states are put back after it."""
+        before = self.state_dict()
+        try:
+            yield
+        finally:
+            for reward in self._rewards:
+                if reward.entry.name in before:
+                    reward.restore(before[reward.entry.name])
+
+    def probe(
+        self,
+        prompts: Sequence[str] = ("",),
+        columns: Columns = _NO_COLUMNS,
+        seed: int | None = None,
+    ) -> RewardOutput:
         """Score a few awkward texts, in one batch and one alone, to meet a faulty reward early.
 
         The prompts and their columns are repeated in turn as far as there are texts.
@@ -141,9 +181,10 @@ class RewardSet:
         turn = [i % len(prompts) for i in range(len(PROBE_TEXTS))]
         given = [prompts[i] for i in turn]
         repeated = {name: [column[i] for i in turn] for name, column in columns.items()}
-        output = self._score(given, PROBE_TEXTS, repeated, use_cache=False)
         first = {name: column[:1] for name, column in repeated.items()}
-        self._score(given[:1], PROBE_TEXTS[:1], first, use_cache=False)
+        with self.measuring():
+            output = self._score(given, PROBE_TEXTS, repeated, call=Call(seed, reuse=False))
+            self._score(given[:1], PROBE_TEXTS[:1], first, call=Call(seed, reuse=False))
         return output
 
     def _score(
@@ -153,8 +194,7 @@ class RewardSet:
         columns: Columns,
         iteration: int | None = None,
         given_weights: Mapping[str, float] = MappingProxyType({}),
-        *,
-        use_cache: bool,
+        call: Call = Call(),  # noqa: B008 - it is handed on, never changed
     ) -> RewardOutput:
         data = {**columns, "prompts": list(prompts), "completions": list(completions)}
         size = len(completions)
@@ -165,11 +205,8 @@ class RewardSet:
         score = np.zeros(size)
         spans: list[list[Span]] = [[] for _ in range(size)]
         own_spans, skipped, weights = [], {}, {}
-        answers = (
-            values_of_all(self._rewards, data, self._randomness, use_cache=use_cache)
-            if size
-            else [([], 0)] * len(self._rewards)
-        )
+        nothing: list[tuple[list[Value], int]] = [([], 0)] * len(self._rewards)
+        answers = values_of_all(self._rewards, data, call) if size else nothing
         for column_index, reward in enumerate(self._rewards):
             entry = reward.entry
             weight = given_weights.get(entry.name, entry.weight_at(iteration))
@@ -199,16 +236,18 @@ class RewardSet:
         )
 
 
-def build(entry: RewardEntry, spec: RewardSpec) -> Scorer:
+def build(entry: RewardEntry, spec: RewardSpec, seed: int | None = None) -> Scorer:
     """The reward of an entry, its parameters checked once more; nothing slow is loaded."""
     params = schema.check_params(spec, entry.params, f"rewards.{entry.name}")
     if spec.joins:
         whole = {name: getattr(entry, name) for name in _OF_THE_WHOLE}
         parts = [replace(part, **whole) for part in parse_parts(entry.name, params["parts"])]
-        return Combination(entry, spec, [build(part, registry.get(part.kind)) for part in parts])
+        built = [build(p, registry.get(p.kind), derived(seed, p.name)) for p in parts]
+        return Combination(entry, spec, built)
     if any(column_of(value) is not None for value in params.values()):
-        return PerPromptReward(entry, spec, params)
-    return BuiltReward(entry, spec, construct(entry, spec, params))
+        return PerPromptReward(entry, spec, params, seed)
+    apart = Apart(label(entry, spec), seed)
+    return BuiltReward(entry, spec, construct(entry, spec, params, apart, seed), apart)
 
 
 def score_spans(entry: RewardEntry, value: Value, weight: float | None = None) -> list[Span]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rewards import compose, registry, schema
-from rewards.calling import Columns
+from rewards.calling import Columns, Scorer
 from rewards.checks import CHECKS, PROMPT, Subject
 from rewards.contract import RewardConfigError, RewardError, brief, described
 from rewards.entries import RewardEntry
@@ -51,9 +51,10 @@ def check(
     """Raise RewardError where a kind or a function breaks the contract of rewards.
 
     One finite number or None a sample, within the bounds, for any text; the same for the same text
-    in any batch and order; spans within the text whose credit no later text changes. `params` and
-    `columns` default to the registered example's; columns are repeated in turn over the texts, by
-    default TEXTS and some that hold the words of the parameters.
+    in any batch and order; spans within the text whose credit no later text changes; a state, where
+    the reward keeps one, that survives `state_dict` and `load_state_dict`. `params` and `columns`
+    default to the registered example's; columns are repeated in turn over the texts, by default
+    TEXTS and some that hold the words of the parameters.
     """
     subject = build(_spec(reward), params, columns=columns, texts=texts)
     for one in CHECKS.values():
@@ -116,15 +117,20 @@ def build(
     chosen = schema.check_params(spec, example if params is None else params, spec.kind)
     # Under `skip` one failure does not keep the other samples from being tried.
     entry = RewardEntry(spec.kind.rpartition(".")[2], spec.kind, chosen, on_error="skip")
-    built = compose.build(entry, spec)
-    built.load()
+
+    def made() -> Scorer:
+        built = compose.build(entry, spec)
+        built.load()
+        return built
+
+    built = made()
     words = _words_of(entry.params)
     if texts is None:
         texts = [*TEXTS, *(form.format(word) for word in words for form in ABOUT)]
     data = {name: [c[i % len(c)] for i in range(len(texts))] for name, c in given.items()}
     data |= {"prompts": [PROMPT] * len(texts), "completions": list(texts)}
     first = {name: column[0] for name, column in given.items()}
-    return Subject(spec, built, data, first, words)
+    return Subject(spec, built, data, first, made, words)
 
 
 def _words_of(params: Mapping[str, Any]) -> list[str]:

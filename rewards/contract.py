@@ -2,12 +2,18 @@
 
 import math
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 _SETTING = re.compile(r"\w+=")
+# Bounded in length, width and depth: what a reward returned may be huge, or hold itself.
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 10_000
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxset = _REPR.maxfrozenset = _REPR.maxdict = 40
+_REPR.maxlevel = 4
 
 
 class RewardError(Exception):
@@ -107,16 +113,35 @@ class ReadsColumns(Protocol):
         ...
 
 
+@runtime_checkable
+class Stateful(Protocol):
+    """A class whose values depend on what it has seen, and which can say what that was."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values: dicts with strings as keys, lists, strings, finite numbers, None."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there, in this process or in another."""
+        ...
+
+
 def described(error: BaseException) -> str:
     """`ValueError: why`, or the type alone where it says nothing."""
     if isinstance(error, WorkerFault):
         return f"its worker {error}"
-    return f"{type(error).__name__}: {error}".removesuffix(": ")
+    try:
+        return f"{type(error).__name__}: {error}".removesuffix(": ")
+    except Exception:
+        return f"{type(error).__name__} (which cannot say why)"
 
 
 def brief(value: object, limit: int = 120) -> str:
     """`repr`, so that control characters show, with the middle left out where it is long."""
-    text = repr(value)
+    try:
+        text = _REPR.repr(value)
+    except Exception as error:
+        text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
     half = limit // 2
     return text if len(text) <= limit else f"{text[:half]} … {text[-half:]}"
 

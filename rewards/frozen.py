@@ -1,4 +1,4 @@
-"""Values as keys of a cache."""
+"""Values as keys of a mapping."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any

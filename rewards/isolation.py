@@ -5,9 +5,11 @@ pickles and answers with lines of JSON, so that nothing a reward sends back is r
 `rewards/worker.py` is what runs in there.
 """
 
+import copy
 import json
 import os
 import pickle
+import secrets
 import select
 import signal
 import subprocess
@@ -16,10 +18,11 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rewards import classifiers, registry
+from rewards.asking import Call
 from rewards.contract import (
     Failure,
     RewardConfigError,
@@ -29,24 +32,20 @@ from rewards.contract import (
     WorkerLost,
     WorkerUnstartable,
 )
+from rewards.returned import Item, Wrong
 from rewards.spec import RewardSpec
 from rewards.worker import Origin
 
 DEADLINE = 30.0  # seconds for a call where the entry states none
 START_SECONDS = 600.0  # for each step of a start, which may load a model from a cold disk
+LARGEST_REPLY = 1 << 28  # bytes; a reward that fills the pipe must not fill this process
+_MARK = "RLALIGN_WORKER"  # in the environment of a worker and of all that it starts
+_ROUNDS = 20  # in which they are looked for
 # sys.path is set first: the worker must import the packages that this process did.
 _PROGRAM = (
     "import sys; sys.path[:] = sys.argv[2:]; from rewards.worker import work; "
     "work(int(sys.argv[1]))"
 )
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """What can be said of something that a worker's reward returned and that is no value."""
-
-    type_name: str
-    shown: str
 
 
 class Worker:
@@ -70,8 +69,9 @@ class Worker:
             return
         self.close()
         origin = _origin(self.spec)
-        process = self._process = _start()
-        self._end = weakref.finalize(self, _kill, process, os.getpid())  # runs at exit, too
+        mark = f"{os.getpid()}-{secrets.token_hex(8)}"
+        process = self._process = _start(mark)
+        self._end = weakref.finalize(self, _kill, process, os.getpid(), mark)  # runs at exit, too
         self.starts += 1
         self.ask("open", origin, seconds=START_SECONDS)
 
@@ -82,11 +82,13 @@ class Worker:
         try:
             reply = json.loads(_exchange(self._process, message, seconds))
         except TimeoutError:
-            fault = f"took more than {seconds:g} s"
+            fault = f"took more than {seconds:.3g} s"
         except (EOFError, OSError):
             fault = f"ended its worker process ({_ending(self._process)})"
         except ValueError:
             fault = "wrote into its worker's pipe"
+        except OverflowError:
+            fault = f"sent back more than {LARGEST_REPLY >> 20} MiB"
         except BaseException:  # an interrupt: the reply must not be taken for the next call's
             self.close()
             raise
@@ -103,10 +105,11 @@ class Worker:
 
 
 class Isolated:
-    """A reward that runs in a worker, called like the reward itself.
+    """A reward that runs in a worker; `call` calls it.
 
     Raises WorkerFault where the reward raises, hangs or crashes; after a loss the next call starts
-    a new worker, and raises WorkerUnstartable where that fails.
+    a new worker, which goes on from the state after the last call that returned, and raises
+    WorkerUnstartable where that fails.
     """
 
     def __init__(
@@ -115,11 +118,14 @@ class Isolated:
         params: Mapping[str, Any],
         deadline: float,
         worker: Worker | None = None,
+        seed: int | None = None,
     ) -> None:
         """Without a worker it starts one of its own; one that is given outlives it."""
         self._worker, self._is_owner = worker or Worker(spec), worker is None
-        self._deadline, self._loads, self._built_in = deadline, False, 0
+        self._deadline, self._seed = deadline, seed
+        self._loads, self._built_in = False, 0
         self._columns: tuple[str, ...] = ()
+        self._state: dict[str, Any] | None = None
         # Parameters are pickled apart: their types may be defined in the reward file.
         self._params = pickle.dumps(dict(params))
         try:
@@ -137,7 +143,11 @@ class Isolated:
     def columns_read(self) -> Sequence[str]:
         return self._columns
 
-    def __call__(self, **columns: Any) -> object:
+    def call(
+        self, columns: Mapping[str, Any], size: int, call: Call, *, alone: bool = False
+    ) -> list[Item] | Wrong:
+        """What it returns for `size` samples; those that are tried alone are searched."""
+        seconds = call.search.deadline(self._deadline)
         try:
             self._build()
         except (WorkerFault, RewardConfigError) as error:
@@ -145,8 +155,26 @@ class Isolated:
             raise WorkerUnstartable(
                 f"the worker of {spec.kind} ({spec.source}) does not start again: {error}"
             ) from error
-        returned = self._worker.ask("call", id(self), columns, seconds=self._deadline)
-        return _returned(returned)
+        with call.search.counting(always=alone):
+            returned = self._worker.ask(
+                "call", id(self), dict(columns), size, call.seed, seconds=seconds
+            )
+            if self._worker.spec.is_stateful:
+                self._state = self._worker.ask("state", id(self), seconds=seconds)
+        return Wrong(returned) if isinstance(returned, str) else [_item(x) for x in returned]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """That after the last call which returned, of a reward that has one."""
+        if self._state is None:
+            self._build()
+            self._state = self._worker.ask("state", id(self), seconds=START_SECONDS)
+        return copy.deepcopy(self._state)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._build()
+        self._worker.ask("restore", id(self), state, seconds=START_SECONDS)
+        self._state = copy.deepcopy(state)
 
     def close(self) -> None:
         """End the worker, if it is its own; a later call would start another."""
@@ -162,9 +190,12 @@ class Isolated:
         self._worker.run()
         if self._built_in == self._worker.starts:
             return
-        columns = self._worker.ask("build", id(self), self._params, seconds=START_SECONDS)
+        ask, number = self._worker.ask, id(self)
+        columns = ask("build", number, self._params, self._seed, seconds=START_SECONDS)
         if self._loads:
-            self._worker.ask("load", id(self), seconds=START_SECONDS)
+            ask("load", number, seconds=START_SECONDS)
+        if self._state is not None:
+            ask("restore", number, self._state, seconds=START_SECONDS)
         self._columns, self._built_in = tuple(columns), self._worker.starts
 
 
@@ -183,8 +214,9 @@ def _origin(spec: RewardSpec) -> Origin:
     return Origin(spec.kind, None, b"", module, device)
 
 
-def _start() -> subprocess.Popen[bytes]:
-    environment = dict(os.environ)
+def _start(mark: str) -> subprocess.Popen[bytes]:
+    above = os.environ.get(_MARK, "")  # a reward in a worker may have rewards in workers
+    environment = {**os.environ, _MARK: f"{above}/{mark}"}
     if "torch" in sys.modules:  # the worker computes while this process waits: as many threads
         environment["OMP_NUM_THREADS"] = str(sys.modules["torch"].get_num_threads())
     return subprocess.Popen(
@@ -196,15 +228,30 @@ def _start() -> subprocess.Popen[bytes]:
     )
 
 
-def _kill(process: subprocess.Popen[bytes], owner: int) -> None:
+def _kill(process: subprocess.Popen[bytes], owner: int, mark: str) -> None:
     if os.getpid() != owner:  # a fork of this process that exits
         return
     with suppress(ProcessLookupError, PermissionError):  # it crashed, and left nothing behind
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    for _ in range(_ROUNDS):  # one may start another before its own turn comes
+        if not _kill_marked(mark):
+            break
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             pipe.close()
+
+
+def _kill_marked(mark: str) -> bool:
+    """End what the worker started and what has left its group; whether there was any."""
+    name, found = f"{_MARK}=".encode(), False
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or is another user's
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            if any(v.startswith(name) and mark.encode() in v for v in variables):
+                os.kill(int(folder.name), signal.SIGKILL)
+                found = True
+    return found
 
 
 def _ending(process: subprocess.Popen[bytes]) -> str:
@@ -237,6 +284,8 @@ def _exchange(process: subprocess.Popen[bytes], message: bytes, seconds: float) 
             if not part:
                 raise EOFError
             reply += part
+            if len(reply) > LARGEST_REPLY:
+                raise OverflowError
     return bytes(reply)
 
 
@@ -250,14 +299,10 @@ def _answered(reply: dict[str, Any]) -> Any:
     return reply["returned"]
 
 
-def _returned(items: Any) -> object:
-    return [_item(item) for item in items] if isinstance(items, list) else Foreign(**items)
-
-
-def _item(item: Any) -> object:
+def _item(item: Any) -> Item:
     if isinstance(item, dict):
-        return Failure(item["failure"]) if "failure" in item else Foreign(**item)
+        return Failure(item["failure"]) if "failure" in item else Wrong(item["wrong"])
     if isinstance(item, list):
         value, spans = item
         return Score(value, [Span(*span) for span in spans])
-    return item
+    return None if item is None else float(item)

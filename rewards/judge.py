@@ -52,7 +52,7 @@ _TEXTS = """\
 Reply with the grade of the completion, one number from {low:g} to {high:g}."""
 
 
-# Cached: at temperature 0 another answer to the same question is noise, and answers cost money.
+# Asked once about equal samples: another answer at temperature 0 is noise, and costs money.
 @reward(
     "judge.openai",
     bounds=(0, 1),

@@ -13,7 +13,9 @@ from types import ModuleType
 from typing import Any, TypeVar, overload
 
 from rewards import schema, trl_style
+from rewards.apart import Apart
 from rewards.contract import RewardConfigError, described
+from rewards.randomness import derived
 from rewards.schema import Description, nearest
 from rewards.spec import Bounds, RewardSpec, Signature, read, read_plain, source_of
 
@@ -52,7 +54,9 @@ def reward(
     work, such as loading a model, in a method `load()`, called once before the first batch. Where
     the settings name columns, `columns_read()` returns them and `__call__` takes `**columns`.
     `bounds` are the lowest and highest value, `example` parameters for the conformance test.
-    `cache=False` keeps values of equal texts from being reused.
+    Equal samples of a batch are computed once, except with `cache=False` and for a class with a
+    state: one whose values depend on what it saw has `state_dict()`, which returns JSON, and
+    `load_state_dict(state)`; checkpoints keep it.
     """
     if name is not None and not isinstance(name, str):
         return reward(None)(name)
@@ -90,7 +94,7 @@ def add_combination(
 def from_function(function: Callable[..., Any]) -> RewardSpec:
     """The spec of a registered or of any plain function in TRL's convention.
 
-    A plain function is never cached: nothing says that it is pure.
+    A plain function is called for each of equal samples: nothing says that it is pure.
     """
     for spec in _specs.values():
         if function in (spec.target, getattr(spec.target, "__wrapped__", None)):
@@ -175,7 +179,9 @@ def load_code(file: Path, code: bytes, shown: str | Path | None = None) -> str:
     module.__file__ = str(file)
     sys.modules[module.__name__] = module  # so that its classes pickle, its source lines are found
     try:
-        _run_file(module, code, shown)
+        # What it draws is a function of its code: no seed of a run is known yet.
+        with Apart(f"reward file '{shown}'", derived(0, sha256)):
+            _run_file(module, code, shown)
         _add_trl_functions(module)
         new = frozenset(_specs) - before
         if not new:
@@ -294,7 +300,8 @@ def _load_plugins() -> None:
     for point in entry_points(group="rlalign.rewards"):
         before = set(_specs)
         try:
-            point.load()
+            with Apart(f"the reward plug-in {point.name}", derived(0, point.value)):
+                point.load()
         except (Exception, SystemExit) as error:
             for kind in set(_specs) - before:
                 del _specs[kind]

@@ -21,7 +21,7 @@ from rewards.registry import reward
 Values = list[float | Failure | None]
 
 
-# Not cached: nothing says that the server is a pure function, and what it says may not grow stale.
+# Asked about each of equal samples: nothing says that the server is a pure function.
 @reward("remote.http", example={"url": "http://127.0.0.1:8000/score"}, cache=False)
 class Http:
     """What a server says: any finite number, or null where the reward does not apply.

@@ -68,6 +68,11 @@ class RewardSpec:
             return ""  # an object's docstring is its class's
         return inspect.cleandoc(target.__doc__ or "")
 
+    @property
+    def is_stateful(self) -> bool:
+        """Whether it is a class of the `Stateful` protocol."""
+        return _defines(self.target, "state_dict") and _defines(self.target, "load_state_dict")
+
     @cached_property
     def adapter(self) -> TypeAdapter[Any]:
         """Validates those parameters that it is given, whether or not the required ones are there.
@@ -132,6 +137,12 @@ def read(target: Callable[..., Any]) -> Signature:
         )
     if not inspect.isfunction(target.__dict__.get("__call__") or getattr(target, "__call__", None)):  # noqa: B004
         raise RewardConfigError(f"{target.__name__} ({source_of(target)}) has no __call__ method")
+    for one, other in (("state_dict", "load_state_dict"), ("load_state_dict", "state_dict")):
+        if _defines(target, one) and not _defines(target, other):
+            raise RewardConfigError(
+                f"{target.__name__} ({source_of(target)}) has {one} and no {other}: a state that "
+                f"is kept must be read back; write {other} too, or remove {one}"
+            )
     call = target.__call__
     parameters = _parameters(call)[1:]
     if issubclass(target, ReadsColumns):  # its settings name what `**columns` holds
@@ -144,6 +155,13 @@ def read(target: Callable[..., Any]) -> Signature:
         )
     _require_data(target, data)
     return Signature(data.data, False, config.annotations, config.defaults)
+
+
+def _defines(target: Any, method: str) -> bool:
+    """Whether a class has the method of its own; a module's in torch is about its weights."""
+    classes = target.__mro__ if inspect.isclass(target) else ()
+    owner = next((each for each in classes if method in vars(each)), None)
+    return owner is not None and not owner.__module__.startswith("torch.")
 
 
 def read_plain(function: Callable[..., Any]) -> Signature:

@@ -3,32 +3,31 @@
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
-from rewards.calling import Columns, Scorer, Value, is_async, shares_generators, values
-from rewards.randomness import OwnRandomness
+from rewards.asking import Call, Search
+from rewards.calling import Columns, Scorer, Value, is_async, values
 from rewards.trl_style import for_entry
 
 Result = TypeVar("Result")
 
 
 def values_of_all(
-    rewards: Sequence[Scorer], data: Columns, randomness: OwnRandomness, *, use_cache: bool
+    rewards: Sequence[Scorer], data: Columns, call: Call
 ) -> list[tuple[list[Value], int]]:
-    """For each reward what `values` gives; what async ones draw at random is of `randomness`."""
+    """For each reward what `values` gives."""
 
     def one(reward: Scorer) -> tuple[list[Value], int]:
-        return values(reward, for_entry(data, reward.entry.name), use_cache=use_cache)
+        name = reward.entry.name
+        own = replace(call.within(name), search=Search())  # each has its own time for what hangs
+        return values(reward, for_entry(data, name), own)
 
-    waiting = [i for i, reward in enumerate(rewards) if is_async(reward)]
-    if not waiting:
-        return [one(reward) for reward in rewards]
-    with randomness:
-        begun = {i: _begin(partial(one, rewards[i])) for i in waiting}
-        return [
-            begun[i].result() if i in begun else one(reward) for i, reward in enumerate(rewards)
-        ]
+    begun = {
+        i: _begin(partial(one, reward)) for i, reward in enumerate(rewards) if is_async(reward)
+    }
+    return [begun[i].result() if i in begun else one(reward) for i, reward in enumerate(rewards)]
 
 
 def _begin(job: Callable[[], Result]) -> "Future[Result]":
@@ -36,7 +35,6 @@ def _begin(job: Callable[[], Result]) -> "Future[Result]":
     future: Future[Result] = Future()
 
     def run() -> None:
-        shares_generators.set(True)
         try:
             future.set_result(job())
         except BaseException as error:

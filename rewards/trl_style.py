@@ -10,11 +10,14 @@ import inspect
 import json
 import math
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+import types
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
+from rewards.apart import Apart
 from rewards.contract import RewardConfigError, RewardError, brief
 from rewards.spec import RewardSpec, Signature, read_plain, source_of
 
@@ -23,6 +26,7 @@ MESSAGES = "prompt_messages"  # a sample's prompt where it is a conversation, el
 HANDED = (CONTEXT, MESSAGES, "completion_ids")  # by the run, so no column of the data has the name
 PROVIDED = ("completion_ids", "trainer_state", "log_extra", "log_metric")
 _MAKING = threading.Lock()
+_apart: ContextVar[Apart | None] = ContextVar("apart", default=None)  # of the reward that waits
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -88,7 +92,7 @@ def prompt_text(prompt: Any) -> str:
 
 
 class TRLFunction:
-    """A function written for TRL as a reward here; an async one is awaited."""
+    """A function written for TRL as a reward here; of an async one a call returns the coroutine."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.__wrapped__ = function  # where `source_of` looks
@@ -112,8 +116,7 @@ class TRLFunction:
         arguments["trainer_state"] = given[0].state if given else _no_state()
         arguments["log_extra"] = lambda column, items: _log_extra(given, column, items)
         arguments["log_metric"] = lambda name, value: _log_metric(given, name, value)
-        returned = self.__wrapped__(**arguments)
-        return wait_for(returned) if inspect.iscoroutine(returned) else returned
+        return self.__wrapped__(**arguments)
 
 
 def said(text: str) -> list[dict[str, str]]:
@@ -136,7 +139,7 @@ def reads_samples(function: Callable[..., Any]) -> bool:
 
 
 def spec_of(function: Callable[..., Any], kind: str) -> RewardSpec:
-    """The spec of a function that is written for TRL; its values are never cached.
+    """The spec of a function that is written for TRL; called for each of equal samples.
 
     Raises RewardConfigError where it has no `**kwargs`, or reads no data.
     """
@@ -162,21 +165,50 @@ def is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
-def wait_for(coroutine: Coroutine[Any, Any, object]) -> object:
+def wait_for(coroutine: Coroutine[Any, Any, object], apart: Apart) -> object:
     """Its result, from the one event loop that all async rewards of this process share.
 
-    The same loop in every call: a client or a lock that a function keeps belongs to its loop.
+    The same loop in every call: a client or a lock that a function keeps belongs to its loop. Each
+    of its steps, and of the tasks that it makes, runs within `apart`.
     """
     with _MAKING:  # each reward waits in a thread of its own, and the first two may come at once
         loop = _loop()
+    _apart.set(apart)  # copied into the coroutine's context, and from there into its tasks'
     return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
 
 
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
+    loop.set_task_factory(_task)
     threading.Thread(target=loop.run_forever, name="async rewards", daemon=True).start()
     return loop
+
+
+def _task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> "asyncio.Task[Any]":
+    apart = _apart.get()
+    steps = coroutine if apart is None else _await(coroutine, apart)
+    return asyncio.Task(steps, loop=loop, **options)
+
+
+async def _await(coroutine: Any, apart: Apart) -> object:
+    return await _in_steps(coroutine, apart)
+
+
+@types.coroutine
+def _in_steps(coroutine: Any, apart: Apart) -> Generator[Any, Any, object]:
+    """Drive a coroutine: between two steps others run, who must not find its generators."""
+    go_on, given = coroutine.send, None
+    while True:
+        try:
+            with apart:
+                awaited = go_on(given)
+        except StopIteration as end:
+            return end.value
+        try:
+            go_on, given = coroutine.send, (yield awaited)
+        except BaseException as error:  # what it waited for failed, or it is cancelled
+            go_on, given = coroutine.throw, error
 
 
 def _log_extra(given: Sequence[Sampled], column: str, items: Sequence[Any]) -> None:

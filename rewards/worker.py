@@ -4,7 +4,6 @@ import ctypes
 import faulthandler
 import importlib
 import json
-import operator
 import os
 import pickle
 import random
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rewards import classifiers, registry
+from rewards import classifiers, randomness, registry
 from rewards.contract import (
     Failure,
     Loads,
@@ -25,11 +24,11 @@ from rewards.contract import (
     Reward,
     RewardConfigError,
     Score,
-    as_float,
-    brief,
+    Stateful,
     described,
-    plain,
 )
+from rewards.returned import Item, Wrong, taken
+from rewards.state import plain_json
 
 PR_SET_PDEATHSIG = 1
 
@@ -91,8 +90,9 @@ class Rewards:
             importlib.import_module(origin.module)
         self._kind = origin.kind
 
-    def build(self, number: int, params: bytes) -> list[str]:
-        """The columns that the reward's settings name."""
+    def build(self, number: int, params: bytes, seed: int | None) -> list[str]:
+        """The columns that the reward's settings name; what it draws until a call is of `seed`."""
+        _seed(seed)
         made: Reward = registry.get(self._kind).build(pickle.loads(params))
         self._built[number] = made
         return list(made.columns_read()) if isinstance(made, ReadsColumns) else []
@@ -102,11 +102,29 @@ class Rewards:
         if isinstance(made, Loads):
             made.load()
 
-    def call(self, number: int, columns: dict[str, list[Any]]) -> object:
-        return _sent(self._built[number](**columns))
+    def call(
+        self, number: int, columns: dict[str, list[Any]], size: int, seed: int | None
+    ) -> object:
+        _seed(seed)
+        return _sent(taken(self._built[number](**columns), size))
+
+    def state(self, number: int) -> dict[str, Any]:
+        made = self._built[number]
+        assert isinstance(made, Stateful)
+        return plain_json(made.state_dict(), type(made).__name__)
+
+    def restore(self, number: int, state: dict[str, Any]) -> None:
+        made = self._built[number]
+        assert isinstance(made, Stateful)
+        made.load_state_dict(state)
 
     def drop(self, number: int) -> None:
         self._built.pop(number, None)
+
+
+def _seed(seed: int | None) -> None:
+    if seed is not None:
+        randomness.restore(randomness.seeded(seed))
 
 
 def _reply(message: bytes, rewards: Rewards) -> dict[str, Any]:
@@ -119,28 +137,16 @@ def _reply(message: bytes, rewards: Rewards) -> dict[str, Any]:
         return {"raised": described(error), "traceback": traceback.format_exc()}
 
 
-def _sent(returned: object) -> object:
-    """What a reward returned, in JSON's terms; a float is written so that it reads back exactly."""
-    returned = plain(returned)
-    if not isinstance(returned, list | tuple):
-        return _foreign(returned)
-    return [_sent_item(item) for item in returned]
+def _sent(returned: list[Item] | Wrong) -> object:
+    """It in JSON's terms; a float is written so that it reads back exactly."""
+    return returned.what if isinstance(returned, Wrong) else [_sent_item(item) for item in returned]
 
 
-def _sent_item(item: object) -> object:
-    item = plain(item)
-    if item is None:
-        return None
+def _sent_item(item: Item) -> object:
     if isinstance(item, Failure):
-        return {"failure": str(item.reason)}
-    number = as_float(item)
-    if number is None:
-        return _foreign(item)
-    if not isinstance(item, Score) or not item.spans:
-        return number
-    at = operator.index
-    return [number, [(at(s.start), at(s.end), float(s.credit)) for s in item.spans]]
-
-
-def _foreign(item: object) -> dict[str, str]:
-    return {"type_name": type(item).__name__, "shown": brief(item)}
+        return {"failure": item.reason}
+    if isinstance(item, Wrong):
+        return {"wrong": item.what}
+    if isinstance(item, Score):
+        return [float(item), [(span.start, span.end, span.credit) for span in item.spans]]
+    return item

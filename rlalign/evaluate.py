@@ -33,7 +33,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure the policy, or its reference, on the held-out prompts.
 
-    The same prompts and random numbers every time, so that evaluations differ by the policy alone.
+    The same prompts and random numbers every time, also of the rewards, so that evaluations differ
+    by the policy alone. They leave no trace in rewards that have a state.
     In float32 unless `eval.dtype` says otherwise: bf16 moves a response's log-probability by about
     0.2 nats. `eval/objective` is score - beta KL, which is what the training maximises; the weights
     in it are the final ones, those of moments the `target`'s.
@@ -57,19 +58,23 @@ def _measure(session: Session, policy: Policy, kl_coef: float, target: Target | 
     engine.sync(policy)
     prompts = session.eval_prompts.batch(mine, ranks.device)
     rollout = engine.generate(prompts, 1, session.generator("evaluate", 0))
-    scored = ranks.together(
-        lambda: score_rollout(
-            rollout,
-            session.reward_set,
-            config.score,
-            policy,
-            session.tokenizer,
-            session.budget,
-            state=session.trainer_state(),
-            target=target,
-            beta=kl_coef,
-        )
-    )
+
+    def score() -> ScoredRollout:
+        with session.reward_set.measuring():
+            return score_rollout(
+                rollout,
+                session.reward_set,
+                config.score,
+                policy,
+                session.tokenizer,
+                session.budget,
+                state=session.trainer_state(),
+                target=target,
+                beta=kl_coef,
+                seed=session.seed("rewards of evaluate", 0),
+            )
+
+    scored = ranks.together(score)
     logprobs = evaluate_rollout(policy, rollout, logprobs_only, session.budget)["logprobs"]
     kl = torch.where(rollout.action_mask, kl_tokens(logprobs, scored.ref_logprobs), 0.0).sum(1)
     rows = ranks.gather(sample_rows(session.reward_set, scored, kl))
@@ -129,12 +134,15 @@ def summarise(rows: list[dict[str, Any]], names: Sequence[str], kl_coef: float) 
     """eval/* of sample rows: means, standard errors, and the spread of the score."""
     score, score_se = mean_and_se([row["score"] for row in rows])
     kl, kl_se = mean_and_se([row["kl"] for row in rows])
-    stats = {
-        "eval/score": score,
+    spread = {
         "eval/score_se": score_se,
         "eval/score_std": score_se * len(rows) ** 0.5,
-        "eval/kl": kl,
         "eval/kl_se": kl_se,
+    }
+    stats = {
+        "eval/score": score,
+        "eval/kl": kl,
+        **(spread if len(rows) > 1 else {}),  # a single sample has none
         "eval/objective": score - kl_coef * kl,
         "eval/length": mean_and_se([float(row["length"]) for row in rows])[0],
         "eval/finished": mean_and_se([float(row["finished"]) for row in rows])[0],

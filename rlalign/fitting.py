@@ -124,7 +124,7 @@ def draw(session: Session, target: Target) -> Drawn:
         lambda: [
             (call, row)
             for call, part, rollout in drawn
-            for row in valued(session, target, rollout, part)
+            for row in valued(session, target, rollout, part, call)
         ]
     )
     # By prompt, those of one as they were drawn: a row begins with its prompt.
@@ -148,12 +148,14 @@ def sample(session: Session, numbers: Sequence[int], n: int, call: int) -> Rollo
 
 
 def valued(
-    session: Session, target: Target, rollout: Rollout, numbers: Sequence[int]
+    session: Session, target: Target, rollout: Rollout, numbers: Sequence[int], call: int
 ) -> list[tuple[int, bool, list[float]]]:
-    """(prompt, finished, shaped values) of each response."""
+    """(prompt, finished, shaped values) of each response of a call of the sampler."""
     prompts = rollout.prompts
     columns = columns_of(rollout, session.trainer_state(0), Logged())
-    output = session.reward_set(list(prompts.texts), list(rollout.texts), columns)
+    seed = session.seed("rewards of fit", 0, call, of_rank=False)
+    with session.reward_set.measuring():
+        output = session.reward_set(list(prompts.texts), list(rollout.texts), columns, seed=seed)
     features = target.features(torch.from_numpy(output.values)).tolist()
     group, finished = rollout.group.tolist(), rollout.finished.tolist()
     return [(numbers[g], f, row) for g, f, row in zip(group, finished, features, strict=True)]

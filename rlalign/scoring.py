@@ -1,6 +1,5 @@
 """What a rollout is worth: rewards of its texts, credit of its tokens, the reference's opinion."""
 
-import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +33,7 @@ def score_rollout(
     target: Target | None = None,
     beta: float | None = None,
     smooth: bool = False,
+    seed: int | None = None,
 ) -> ScoredRollout:
     """Rewards, per-token rewards and the reference's log-probabilities of a rollout.
 
@@ -41,8 +41,8 @@ def score_rollout(
     is what rewards that are written for TRL get as `trainer_state`. The reference reads the
     responses at the same time where the rewards and it do not want the same processor.
     `target`, by default that of the rewards' weights alone, gives moments and what is hard their
-    weights in the score, at the KL's price `beta`; `smooth` is that of `Target.potential_of`.
-    Raises RewardError, naming the reward and the sample, where a reward misbehaves.
+    weights in the score, at the KL's price `beta`; `smooth` is that of `Target.potential_of`. What
+    rewards draw is a function of `seed`. Raises RewardError with the reward and the sample.
     """
     device = rollout.response_ids.device
     prompts = rollout.prompts
@@ -56,7 +56,7 @@ def score_rollout(
         ahead = (
             None if beside is None else beside.submit(reference_logprobs, rollout, policy, budget)
         )
-        output = reward_set(list(prompts.texts), list(rollout.texts), columns, iteration, fitted)
+        output = reward_set(prompts.texts, rollout.texts, columns, iteration, fitted, seed)
     reference = reference_logprobs(rollout, policy, budget) if ahead is None else ahead.result()
     raw = torch.as_tensor(output.score, dtype=torch.float32)
     finished = rollout.finished.cpu()
@@ -220,8 +220,8 @@ def rollout_stats(
     for i, name in enumerate(names):
         valid = scored.valid[:, i]
         share = mean(valid)
-        # NaN, written as null, where no sample had this reward: 0 would be read as a value.
-        stats[f"reward/{name}"] = mean(scored.rewards[:, i], valid) if share > 0 else math.nan
+        if share > 0:  # else there is no mean: 0 would be read as one, and NaN spoil others
+            stats[f"reward/{name}"] = mean(scored.rewards[:, i], valid)
         stats[f"reward/{name}/valid"] = share
     for name in skipping:
         failed = torch.tensor(float(scored.failures.get(name, 0)), device=scored.score.device)

@@ -1,6 +1,5 @@
 """The composition root: a configuration becomes live objects, the cheap checks first."""
 
-import hashlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, TrainerState
 from rewards import classifiers
 from rewards.compose import PROBE_TEXTS, RewardSet, parse_entries
 from rewards.contract import RewardConfigError
+from rewards.randomness import derived
 from rewards.trl_style import HANDED, Logged, context
 from rlalign.audit import check_judges
 from rlalign.config import ConfigError
@@ -74,7 +74,9 @@ class Session:
         self.evaluates_on_held_out = True
         self.longest_prompt = self._longest_prompt(lm)
         self.prompts, self.eval_prompts = self._load_prompts(prompts)
-        self.reward_set = RewardSet(parse_entries(config.rewards), extra=list(rewards))
+        # A reward that loads random numbers is the same function on every rank.
+        seed = self.seed("load rewards", 0, of_rank=False)
+        self.reward_set = RewardSet(parse_entries(config.rewards), list(rewards), seed)
         if not any(self.reward_set.weights) and not any(
             entry.is_constraint for entry in self.reward_set.entries
         ):
@@ -93,7 +95,8 @@ class Session:
         for prompts_of in (self.prompts, self.eval_prompts):
             check_columns(self.reward_set, prompts_of, self._columns(prompts_of))
         first = self.prompts.subset([0] * len(PROBE_TEXTS))
-        self.reward_set.probe(first.texts, self._columns(first, PROBE_TEXTS))
+        seed = self.seed("probe rewards", 0)
+        self.reward_set.probe(first.texts, self._columns(first, PROBE_TEXTS), seed)
         # The value head and LoRA start from random numbers: the same ones for the same seed.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
@@ -193,16 +196,17 @@ class Session:
     def generator(
         self, purpose: str, step: int, draw: int = 0, *, of_rank: bool = True
     ) -> torch.Generator:
-        """A generator that depends on seed, purpose, step, draw and rank, on nothing before it.
+        """A generator with the seed that `seed` gives."""
+        return torch.Generator().manual_seed(self.seed(purpose, step, draw, of_rank=of_rank))
 
-        So there is no generator state to save: a resumed run draws what an unbroken one would.
-        Without `of_rank` every rank has the same one.
+    def seed(self, purpose: str, step: int, draw: int = 0, *, of_rank: bool = True) -> int:
+        """A seed that depends on train.seed, purpose, step, draw and rank, on nothing before it.
+
+        So there is no generator state to save: a resumed run draws what an unbroken one would, and
+        its rewards do too. Without `of_rank` every rank has the same one.
         """
-        # Hashed, because sums and products would let one seed's late steps be another's early ones.
         rank = self.ranks.rank if of_rank else 0
-        name = f"{self.config.train.seed}/{purpose}/{step}/{draw}/{rank}"
-        digest = hashlib.sha256(name.encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        return derived(self.config.train.seed, purpose, step, draw, rank)
 
     def trainer_state(self, steps: int | None = None, samples: int = 0) -> TrainerState:
         """What TRL's trainers would call the state after these steps, or (None) at the end."""

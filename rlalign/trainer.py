@@ -136,6 +136,7 @@ class Trainer:
             self.target,
             self.objective.kl_coef,
             self.objective.smooths,
+            session.seed("rewards", self.iteration, self._draws),
         )
 
     def fit_target(self) -> None:

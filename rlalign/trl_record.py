@@ -110,7 +110,8 @@ def reward_stats(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dic
     for name in names:
         values = [row["rewards"][name] for row in rows]
         valid = [value for value in values if value is not None]
-        stats[f"reward/{name}"] = float(np.mean(valid)) if valid else float("nan")
+        if valid:
+            stats[f"reward/{name}"] = float(np.mean(valid))
         stats[f"reward/{name}/valid"] = len(valid) / len(values)
     return stats
 

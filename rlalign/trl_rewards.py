@@ -73,7 +73,8 @@ class BatchScorer:
     """Scores a batch once for all the functions that TRL calls on it, one by one.
 
     `columns_of` replaces the columns that TRL hands over; `on_scored` sees every batch;
-    `together` makes a failure on one process that of all.
+    `together` makes a failure on one process that of all; `seed_of` gives the seed of what rewards
+    draw at random in the nth call.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class BatchScorer:
         columns_of: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
         on_scored: Callable[[ScoredBatch], None] | None = None,
         together: Callable[[Callable[[], ScoredBatch]], ScoredBatch] = lambda job: job(),
+        seed_of: Callable[[int], int | None] = lambda call: None,
     ) -> None:
         for entry in reward_set.entries:
             if entry.is_constraint:
@@ -103,6 +105,7 @@ class BatchScorer:
         self._set, self._section = reward_set, score
         self._steps, self._eos = steps_per_iteration, eos_id
         self._columns_of, self._on_scored, self._together = columns_of, on_scored, together
+        self._seed_of, self._calls = seed_of, 0
         self._batch: ScoredBatch | None = None
         self._of: object = None  # the completions that `_batch` scores
         self._read: set[str] = set()  # by which functions
@@ -175,7 +178,9 @@ class BatchScorer:
         handed = context(completion_ids or [[]] * size, messages, trainer_state, logged)
         if completion_ids is None:
             del handed["completion_ids"]
-        output = self._set(asked, texts, {**columns, **handed}, self._iteration(trainer_state))
+        iteration, seed = self._iteration(trainer_state), self._seed_of(self._calls)
+        self._calls += 1
+        output = self._set(asked, texts, {**columns, **handed}, iteration, seed=seed)
         finished = self._finished(completion_ids, size)
         score = potential(torch.as_tensor(output.score), torch.tensor(finished), self._section)
         if log_extra is not None:

@@ -4,6 +4,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,7 @@ def build_trainer(session: Session, method: Method, folder: RunFolder, recorder:
         columns_of=lambda given: _columns(session, given[ROW]),
         on_scored=recorder.scored,
         together=session.ranks.together,
+        seed_of=partial(session.seed, "rewards"),
     )
     funcs, weights = scorer.rewards()
     lora = config.model.lora

@@ -77,7 +77,8 @@ def reward_names(rows: Rows) -> list[str]:
     for row in rows:
         for key in row:
             area, _, name = key.partition("/")
-            if area == "reward" and "/" not in name:  # else a number about a reward
+            name, _, about = name.partition("/")
+            if area == "reward" and about in ("", "valid"):  # it may have had no value yet
                 names.setdefault(name)
     return list(names)
 

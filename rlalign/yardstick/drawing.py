@@ -63,7 +63,7 @@ def draw(session: Session, coef: float, target: Target) -> Drawn:
         lambda: [
             (call, row)
             for drawn_by, call, part, rollout in found
-            for row in read(session, policy, drawn_by, part, rollout, coef, target)
+            for row in read(session, policy, drawn_by, part, rollout, coef, target, call)
         ]
     )
     everyone = ranks.gather(rows)
@@ -100,19 +100,22 @@ def read(
     rollout: Rollout,
     coef: float,
     target: Target,
+    call: int,
 ) -> list[tuple[int, Row, list[float]]]:
-    """(prompt, row, features) of each response."""
-    scored = score_rollout(
-        rollout,
-        session.reward_set,
-        session.config.score,
-        policy,
-        session.tokenizer,
-        session.budget,
-        state=session.trainer_state(),
-        target=target,
-        beta=coef,
-    )
+    """(prompt, row, features) of each response of a call of the sampler."""
+    with session.reward_set.measuring():
+        scored = score_rollout(
+            rollout,
+            session.reward_set,
+            session.config.score,
+            policy,
+            session.tokenizer,
+            session.budget,
+            state=session.trainer_state(),
+            target=target,
+            beta=coef,
+            seed=session.seed(f"rewards of {drawn_by}", 0, call, of_rank=False),
+        )
     own = evaluate_rollout(policy, rollout, logprobs_only, session.budget)["logprobs"]
     # In float64: a sum of many small numbers, of which differences are taken.
     log_policy, log_reference = (

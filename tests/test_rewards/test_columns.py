@@ -94,22 +94,11 @@ def test_no_more_than_so_many_rewards_stay_built(monkeypatch):
     assert built == ["a", "b", "c", "b"]
 
 
-def test_the_value_is_part_of_the_cache_key():
+def test_equal_texts_are_scored_once_under_each_value():
     _, called = register_counted()
-    rewards = counted()
-    for _ in range(2):
-        out = rewards([""] * 4, ["ab", "ab", "ab", "abb"], {"key": ["a", "b", "a", "b"]})
-        assert out.values[:, 0].tolist() == [1, 1, 1, 2]
+    out = counted()([""] * 4, ["ab", "ab", "ab", "abb"], {"key": ["a", "b", "a", "b"]})
+    assert out.values[:, 0].tolist() == [1, 1, 1, 2]
     assert called == [("a", ["ab"]), ("b", ["ab", "abb"])]
-
-
-def test_a_dropped_reward_leaves_its_values_remembered(monkeypatch):
-    monkeypatch.setattr(columns, "_KEPT", 1)
-    _, called = register_counted()
-    rewards = counted()
-    for key in ("a", "b", "a"):
-        rewards([""], ["ab"], {"key": [key]})
-    assert called == [("a", ["ab"]), ("b", ["ab"])]
 
 
 def test_equal_values_of_another_type_are_told_apart():

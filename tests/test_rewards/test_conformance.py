@@ -218,8 +218,8 @@ def failures(function, **options):
 def test_a_sound_reward_passes_every_check():
     results = examine("lexical.contains")
     assert [result.check for result in results] == ["load", *CHECKS]
-    assert {result.outcome for result in results} == {"pass"}
-    assert all(result.seconds > 0 and result.reason == "" for result in results)
+    assert {r.check for r in results if r.outcome != "pass"} == {"state"}  # it keeps none
+    assert all(result.seconds > 0 for result in results)
 
 
 def test_what_a_reward_does_not_have_is_skipped_with_the_reason():
@@ -229,6 +229,7 @@ def test_what_a_reward_does_not_have_is_skipped_with_the_reason():
     skipped = {r.check: r.reason for r in examine(plain) if r.outcome == "skipped"}
     assert skipped == {
         "bounds": "the reward states no bounds", "causal": "the reward returns no spans",
+        "state": "the reward keeps no state",
     }  # fmt: skip
 
 

@@ -7,12 +7,22 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from rewards import RewardConfigError, RewardError, RewardSet, Span, load_file, registry, reward
+from rewards import (
+    RewardConfigError,
+    RewardError,
+    RewardSet,
+    Span,
+    isolation,
+    load_file,
+    registry,
+    reward,
+)
+from rewards.asking import Call
 from rewards.compose import RewardEntry
 from rewards.contract import WorkerFault, WorkerLost
 from rewards.entries import parse_entries
@@ -24,10 +34,14 @@ import ctypes
 import math
 import os
 import random
+import re
+import signal
+import subprocess
 import sys
 import threading
 import time
 
+from rewards import isolation
 from rewards import RewardConfigError, RewardError, Score, Span, reward
 
 seen = 0
@@ -42,7 +56,30 @@ def moody(completions: list[str], *, factor: float = 1.0) -> list[float]:
 def react(text, factor):
     global seen
     seen += 1
-    if text == "hang":
+    if text.startswith("hang"):
+        while True:
+            pass
+    if text == "sleep":
+        time.sleep(60)
+    if text == "power":  # one call into C, which holds the interpreter
+        9 ** (9 ** 9)
+    if text == "backtrack":
+        re.fullmatch("(a|a)*b", "a" * 64)
+    if text == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if text == "flood":
+        while True:
+            for number in range(3, 20):
+                try:
+                    os.write(number, b"x" * 65536)
+                except OSError:
+                    pass
+    if text.startswith("child "):
+        log = text.split()[1]
+        shell = ["sh", "-c", f"echo $$ > {log}; exec sleep 120"]
+        subprocess.Popen(shell, start_new_session=True)
+        while not os.path.exists(log) or not open(log).read():
+            time.sleep(0.01)
         while True:
             pass
     if text == "segfault":
@@ -159,9 +196,9 @@ def hasty() -> Iterator[RewardSet]:
 
 
 @pytest.fixture(scope="module")
-def function() -> Iterator[Isolated]:
+def function() -> Iterator[Callable[..., list]]:
     made = Isolated(registry.get("own.moody"), {}, DEADLINE)
-    yield made
+    yield lambda completions: made.call({"completions": completions}, len(completions), Call())
     made.close()
 
 
@@ -217,8 +254,8 @@ def test_what_a_reward_prints_is_no_reply(capfd):
 
 
 def test_equal_texts_are_sent_once(isolated):
-    first, second = isolated([""] * 3, ["seen", "seen", "seen"]), isolated([""], ["seen"])
-    assert len({*first.values[:, 0], *second.values[:, 0]}) == 1
+    out = isolated([""] * 3, ["seen", "seen", "seen"])
+    assert len({*out.values[:, 0]}) == 1
 
 
 @pytest.fixture(scope="module")
@@ -264,12 +301,18 @@ def test_an_exception_leaves_the_worker_alive(function, text, fault):
     ("text", "fault"),
     [
         ("hang", "took more than 1 s"),
+        ("sleep", "took more than 1 s"),
+        ("power", "took more than 1 s"),
+        ("backtrack", "took more than 1 s"),
+        ("stop", "took more than 1 s"),
+        ("flood", "(sent back more than 8 MiB|took more than 1 s)"),
         ("segfault", r"ended its worker process \(SIGSEGV\)"),
         ("exit", r"ended its worker process \(exit code 3\)"),
         ("scribble", "wrote into its worker's pipe"),
     ],
 )
-def test_a_lost_worker_is_ended_and_the_next_call_has_another(function, text, fault):
+def test_a_lost_worker_is_ended_and_the_next_call_has_another(function, text, fault, monkeypatch):
+    monkeypatch.setattr(isolation, "LARGEST_REPLY", 8 << 20)
     before = int(function(completions=["pid"])[0])
     start = time.monotonic()
     with pytest.raises(WorkerLost, match=f"^{fault}$"):
@@ -277,6 +320,32 @@ def test_a_lost_worker_is_ended_and_the_next_call_has_another(function, text, fa
     assert time.monotonic() - start < DEADLINE + 2
     assert not exists(before)
     assert function(completions=["pid"]) != [before]
+
+
+def test_what_a_worker_started_ends_with_it_even_in_a_session_of_its_own(function, tmp_path):
+    log = tmp_path / "pid"
+    with pytest.raises(WorkerLost, match="took more than 1 s"):
+        function(completions=[f"child {log}"])
+    child = int(log.read_text())
+    until = time.monotonic() + 5
+    while runs(child):  # killed already; whoever adopts it may take a moment to wait for it
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_samples_that_hang_cost_five_deadlines_and_then_the_run_ends(monkeypatch):
+    monkeypatch.setattr("rewards.calling.FAILURE_CEILING", 1.0)  # whatever on_error says
+    rewards = reward_set(on_error="skip", deadline=0.2)
+    rewards([""], ["a"])
+    begun = time.monotonic()
+    with pytest.raises(RewardError) as caught:
+        rewards([""] * 40, ["a", *(f"hang {i}" for i in range(39))])
+    rewards.close()
+    message = str(caught.value)
+    assert "took more than 0.2 s on 40 samples, and 5 were tried alone; it took more" in message
+    assert "the 1 s that hanging samples of a batch may cost are over" in message
+    assert message.endswith("raise rewards.x.deadline where it is slow, or find what makes it hang")
+    assert time.monotonic() - begun < 39 * 0.2 + 20  # with five starts of a worker in it
 
 
 def test_only_the_samples_that_hang_or_crash_fail(hasty):
@@ -290,7 +359,7 @@ def test_a_crash_stops_the_run_with_the_sample_named(isolated, reward_file):
     with pytest.raises(RewardError) as caught:
         isolated([""] * 3, ["a", "bb", "exit"])
     assert str(caught.value).startswith("reward 'x' (own.moody, ")
-    assert f"{reward_file}:15) ended its worker process (exit code 3) for " in str(caught.value)
+    assert f"{reward_file}:19) ended its worker process (exit code 3) for " in str(caught.value)
     assert str(caught.value).endswith("for sample 2: 'exit'")
 
 
@@ -438,6 +507,7 @@ def test_built_in_rewards_can_be_isolated():
 PARENT = """
 import os, sys
 from rewards import RewardSet, load_file
+from rewards.asking import Call
 from rewards.compose import RewardEntry
 
 load_file({file!r})
