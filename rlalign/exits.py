@@ -12,6 +12,7 @@ from rewards.contract import RewardConfigError, RewardError
 from rewards.embedded import EmbeddedError
 from rlalign.checkpoint import CheckpointError
 from rlalign.config import ConfigError
+from rlalign.files import DiskError
 from rlalign.terminal import printable
 
 
@@ -33,6 +34,7 @@ OURS = (
     RewardConfigError,
     RewardError,
     CheckpointError,
+    DiskError,
     Preempted,
     AuditStop,
     DivergedError,

@@ -32,8 +32,9 @@ from rlalign.overrides import dump_yaml
 from rlalign.pairs import Pair, Report, Text, read_pairs, report, split_pairs
 from rlalign.ranks import set_threads
 from rlalign.redact import redact_text
+from rlalign.run_section import RunSection
 from rlalign.runs import RunFolder, check_run, command_line, open_run
-from rlalign.sections import LoraSection, ModelSection, RunSection
+from rlalign.sections import LoraSection, ModelSection
 from rlalign.startup import config_stem, quiet_libraries, say
 
 DEFAULT = "experiments/reward_model.yaml"

@@ -19,6 +19,7 @@ from rlalign.fields import (
     Section,
     Share,
 )
+from rlalign.run_section import RunSection
 
 
 class LoraSection(Section):
@@ -289,22 +290,6 @@ class TRLSection(Section):
         "none",
         description="GRPO's division of the advantages by their standard deviation; it does not "
         "divide the KL, so anything but none moves the optimum away from the target",
-    )
-
-
-class RunSection(Section):
-    """The run's folder, and whether to go on from a checkpoint."""
-
-    name: str = Field(
-        "auto",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
-        description="the run's folder under `dir`; auto: the configuration's name and the time",
-    )
-    dir: str = Field("runs", min_length=1, description="where runs are kept")
-    resume: str = Field(
-        "never",
-        description="never, auto (newest sound checkpoint of `name`, or a fresh start), or the "
-        "path of a checkpoint",
     )
 
 

@@ -19,6 +19,7 @@ from rlalign.api import no_progress_bars
 from rlalign.config import ConfigError, load_config, resolved_yaml, to_flat
 from rlalign.evaluate import Evaluation, evaluate
 from rlalign.exits import exit_code, run_safely
+from rlalign.files import write_atomically
 from rlalign.models import load_lm, lora_config, silence_dropout
 from rlalign.prompts import scheduled
 from rlalign.ranks import die_with_launcher
@@ -144,7 +145,7 @@ class _Run:
     def _open(self, config: PPORun) -> None:
         if not self.is_main:
             return
-        self.folder.config_yaml.write_text(redact_text(resolved_yaml(config)), encoding="utf-8")
+        write_atomically(self.folder.config_yaml, redact_text(resolved_yaml(config)))
         self.folder.start(
             argv=command_line(),
             world_size=self.session.ranks.size,

@@ -10,8 +10,8 @@ from rlalign.cli import main
 from rlalign.files import sha256
 from rlalign.problems import ConfigError
 from rlalign.redact import HIDDEN, redact_command, redact_mapping, redact_text
+from rlalign.run_section import RunSection
 from rlalign.runs import BLANK, RunFolder, check_run, git_commit, open_run, versions
-from rlalign.sections import RunSection
 
 
 def section(tmp_path: Path, name: str = "auto", resume: str = "never") -> RunSection:
