@@ -97,8 +97,7 @@ def save_checkpoint(
         if isinstance(error, (OSError, SafetensorError)):
             raise CheckpointError(
                 f"{root / name} could not be written: {reason_of(error)}; those before it are "
-                "untouched. "
-                "Make room or set run.dir to another disk"
+                "untouched. Make room or set run.dir to another disk"
             ) from error
         if isinstance(error, FileError):
             raise CheckpointError(f"{root / name} was not written: {error}") from error
@@ -146,8 +145,12 @@ def rewind(root: Path, step: int) -> None:
     """Remove the checkpoints after `step`, and the best mark where it is on one of them.
 
     For a run that resumes from another checkpoint than its newest: the next automatic resume would
-    otherwise jump to the future that was left. Damaged ones are set aside instead.
+    otherwise jump to the future that was left. Damaged ones are set aside instead. What a kill left
+    half written or half removed goes too.
     """
+    _remove_stale(root, WRITING, DELETING)
+    for _, path in _steps(root):
+        shutil.rmtree(path.with_name(REPLACED + path.name), ignore_errors=True)
     for path in sorted(path for number, path in _steps(root) if number > step):
         try:
             _verified(path)
@@ -274,7 +277,7 @@ def _delete(path: Path) -> None:
 
 
 def _remove_stale(root: Path, *prefixes: str) -> None:
-    for path in root.iterdir():
+    for path in root.iterdir() if root.is_dir() else ():
         if path.name.startswith(prefixes):
             shutil.rmtree(path, ignore_errors=True)
 

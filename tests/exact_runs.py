@@ -95,9 +95,13 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def trainer_of(
-    folder: Path, case: str, prompts: tuple[str, ...] = oracle.PROMPTS, **sections: Any
+    folder: Path,
+    case: str,
+    prompts: tuple[str, ...] = oracle.PROMPTS,
+    base: int = 0,
+    **sections: Any,
 ) -> Trainer:
-    """A case's trainer, for a run that goes on where it was left."""
+    """A case's trainer, for a run that goes on where it was left; `base`: a base model's seed."""
     settings = oracle.config()
     own = {name: values for name, values in CASES[case].items() if name != "method"}
     where = {"run": {"dir": str(folder), "name": "a", "resume": "auto"}}
@@ -109,7 +113,7 @@ def trainer_of(
     config = from_mapping(method.run_model, settings, rewards_given=True)
     session = Session(
         config,
-        lm=oracle.language_model(),
+        lm=oracle.language_model(base),
         tokenizer=oracle.tokenizer(),
         prompts=list(prompts),
         rewards=[] if "rewards" in settings else [oracle.dense],
