@@ -1,5 +1,6 @@
 """Runs that are killed, at every kind of file-system call and at random times, and gone on with."""
 
+import json
 import os
 import random
 import re
@@ -13,7 +14,9 @@ from typing import Any
 
 import exact_runs
 import hashes
+import yaml
 from forked import ended, fork
+from safetensors.torch import load_file
 
 from rlalign import checkpoint, loop, saving, tracking
 from rlalign.checkpoint import load_checkpoint
@@ -110,6 +113,11 @@ def test_a_kill_at_any_kind_of_file_system_call_of_a_run_costs_nothing(tmp_path)
         assert killed_at(trainer, run, number) == signal.SIGKILL
         for path in run.glob("checkpoints/step-*"):
             load_checkpoint(path)  # nothing under its own name is half there
+        for name, read in (("config.yaml", yaml.safe_load), ("run.json", json.loads)):
+            if (run / name).exists():
+                assert read((run / name).read_text(encoding="utf-8")), name
+        for path in run.glob("model/*.safetensors"):
+            load_file(path)
         assert done(lambda: train(trainer)) == 0, f"after a kill at call {number}"
         assert hashes.of_run(run) == unbroken, f"after a kill at call {number}"
         left = [path.name for path in run.rglob(".*")]
