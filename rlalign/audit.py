@@ -21,6 +21,10 @@ from rlalign.signs import (
 from rlalign.symptoms import Row, batch_numbers, moments
 
 LEAST = 64  # responses that a window holds at least
+ALWAYS = {  # in what is kept of an iteration; correlations may be absent
+    *("samples", "length", "kl_per_token"),
+    *("phrase_share", "opening_share", "duplicates", "distinct1", "distinct2"),
+}
 RELEASE = 0.9  # of a line: where a warning ends
 
 
@@ -134,10 +138,24 @@ class Audit:
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.first = list(state["first"])
-        self.recent = list(state["recent"])[-self.window :]
+        self.first = [as_look(each) for each in state["first"]]
+        self.recent = [as_look(each) for each in state["recent"]][-self.window :]
         self.count = int(state["count"])
         self.warned = [Warned(**each) for each in state["warned"]]
+        if self.count and not (self.first and self.recent):
+            raise ValueError("its audit has seen no iteration")
+
+
+def as_look(saved: Mapping[str, Any]) -> Look:
+    """What a checkpoint kept of an iteration; ValueError where it is not what `look` makes."""
+    own = {name: value for name, value in saved.items() if name != "means"}
+    numbers = [*own.values(), *(value for each in saved["means"].values() for value in each)]
+    is_whole = own.keys() >= ALWAYS and all(len(each) == 4 for each in saved["means"].values())
+    if not is_whole or not all(type(x) in (int, float) and abs(x) < 1e15 for x in numbers):
+        raise ValueError("its audit holds something else than the numbers of an iteration")
+    if min(own["samples"], own["length"]) <= 0:
+        raise ValueError("its audit speaks of an iteration without responses")
+    return dict(saved)
 
 
 def check_judges(section: AuditSection, names: Sequence[str]) -> None:

@@ -2,10 +2,12 @@
 
     checkpoints/step-000040/   <name>.safetensors ...   state.json   manifest.json
     checkpoints/best.json      which one is best, and by which metric
+    checkpoints/damaged-step-000040/   one that a resume passed over, kept to be looked at
 
 Only one process writes. A name with a leading dot is work in progress, or waits for its removal.
 """
 
+import itertools
 import json
 import logging
 import math
@@ -17,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -27,7 +28,9 @@ from rlalign.files import (
     check_json,
     fsync,
     has_all_files,
+    make_folder,
     read_json,
+    reason_of,
     seal,
     verify,
     write_atomically,
@@ -37,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 STATE, BEST = "state.json", "best.json"
 WRITING, REPLACED, DELETING = ".writing-", ".replaced-", ".deleting-"
+DAMAGED = "damaged-"
+ENTRY = 256  # bytes, at most, that a file's header or the manifest spends on one tensor or file
 STEP_NAME = re.compile(r"step-(\d{6,})")
 TENSORS_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -78,19 +83,21 @@ def save_checkpoint(
     name = f"step-{step:06d}"
     writing = root / (WRITING + name)
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        check_json(state, "state")
+        text = json.dumps(state, allow_nan=False)
+        make_folder(root)
         _remove_stale(root, WRITING, DELETING)
-        _check_room(root, tensors)
+        _check_room(root, tensors, text)
         writing.mkdir()
-        _write_files(writing, tensors, state, extra)
+        _write_files(writing, tensors, text, extra)
         seal(writing, {"step": step, "tensors": sorted(tensors)})
         _put_in_place(root, name)
     except BaseException as error:
         shutil.rmtree(writing, ignore_errors=True)
         if isinstance(error, (OSError, SafetensorError)):
             raise CheckpointError(
-                f"{root / name} could not be written: {error}; those before it are untouched. "
-                "Make room or set run.dir to another disk"
+                f"{root / name} could not be written: {reason_of(error)}; those before it are "
+                "untouched. Make room or set run.dir to another disk"
             ) from error
         if isinstance(error, FileError):
             raise CheckpointError(f"{root / name} was not written: {error}") from error
@@ -117,9 +124,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(str(error)) from error
 
 
+def newest_first(root: Path) -> list[Path]:
+    """The checkpoints that lie there, sound or not."""
+    return [path for _, path in sorted(_steps(root, with_replaced=True), reverse=True)]
+
+
 def newest_sound(root: Path) -> Path | None:
     """The newest checkpoint that is as it was written; damaged ones are passed over and logged."""
-    for _, path in sorted(_steps(root, with_replaced=True), reverse=True):
+    for path in newest_first(root):
         try:
             _verified(path)
         except CheckpointError as error:
@@ -133,15 +145,35 @@ def rewind(root: Path, step: int) -> None:
     """Remove the checkpoints after `step`, and the best mark where it is on one of them.
 
     For a run that resumes from another checkpoint than its newest: the next automatic resume would
-    otherwise jump to the future that was left.
+    otherwise jump to the future that was left. Damaged ones are set aside instead. What a kill left
+    half written or half removed goes too.
     """
-    later = {path for number, path in _steps(root) if number > step}
-    marked = best(root) if later else None
-    if marked and marked.path in later:
-        (root / BEST).unlink()
-    for path in sorted(later):
-        logger.warning("%s was removed, because the run went back to step %d", path, step)
-        _delete(path)
+    _remove_stale(root, WRITING, DELETING)
+    for _, path in _steps(root):
+        shutil.rmtree(path.with_name(REPLACED + path.name), ignore_errors=True)
+    for path in sorted(path for number, path in _steps(root) if number > step):
+        try:
+            _verified(path)
+        except CheckpointError:
+            set_aside(path)
+        else:
+            logger.warning("%s was removed, because the run went back to step %d", path, step)
+            _unmark(path)
+            _delete(path)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a checkpoint, so that no run goes on from it and its content can be looked at."""
+    name = DAMAGED + path.name.removeprefix(REPLACED)
+    taken = {each.name for each in path.parent.iterdir()}
+    free = next(
+        n for i in itertools.count(1) if (n := name if i == 1 else f"{name}-{i}") not in taken
+    )
+    _unmark(path)
+    os.rename(path, path.with_name(free))
+    fsync(path.parent)
+    logger.warning("%s was set aside as %s; delete it when it is of no use", path, free)
+    return path.with_name(free)
 
 
 def mark_best(root: Path, path: Path, metric: str, value: float) -> None:
@@ -169,76 +201,25 @@ def best(root: Path) -> Best | None:
     return None
 
 
-def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The optimiser's tensors by `<parameter's index>.<key>`, and the rest of it as JSON values."""
-    content = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {}
-    rest: dict[str, Any] = {"groups": [], "state": {}}
-    for index, values in content["state"].items():
-        rest["state"][str(index)] = _without_tensors(values, str(index), tensors)
-    for index, group in enumerate(content["param_groups"]):
-        rest["groups"].append(_without_tensors(group, f"group{index}", tensors))
-    return tensors, rest
-
-
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
-) -> None:
-    """Undo `flatten_optimizer`, bit by bit, on an optimiser over the same parameters."""
-    groups = [dict(group) for group in state["groups"]]
-    values: dict[int, dict[str, Any]] = {int(i): dict(rest) for i, rest in state["state"].items()}
-    for name, tensor in tensors.items():
-        owner, key = name.split(".", 1)
-        target = groups[int(owner[5:])] if owner.startswith("group") else values[int(owner)]
-        target[key] = tensor.clone()  # the optimiser will write into it
-    _check_fit(optimizer, groups, values)
-    for group, current in zip(groups, optimizer.param_groups, strict=True):
-        for key, value in group.items():
-            if isinstance(current.get(key), tuple):
-                group[key] = tuple(value)  # betas, which JSON made a list
-    optimizer.load_state_dict({"state": values, "param_groups": groups})
-
-
-def _check_fit(
-    optimizer: torch.optim.Optimizer,
-    groups: list[dict[str, Any]],
-    values: Mapping[int, Mapping[str, Any]],
-) -> None:
-    theirs = [len(group["params"]) for group in groups]
-    ours = [len(group["params"]) for group in optimizer.param_groups]
-    if theirs != ours:
-        raise CheckpointError(f"the optimiser has groups of {ours} parameters, the file {theirs}")
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, entry in values.items():
-        shape = parameters[index].shape
-        for key, value in entry.items():
-            if isinstance(value, Tensor) and value.dim() and value.shape != shape:
-                raise CheckpointError(
-                    f"the optimiser's {key} of parameter {index} has the shape "
-                    f"{list(value.shape)}, the parameter {list(shape)}"
-                )
-
-
-def _without_tensors(
-    values: Mapping[str, Any], owner: str, tensors: dict[str, Tensor]
-) -> dict[str, Any]:
-    """`values` without its tensors, which go into `tensors` as `<owner>.<key>`."""
-    tensors.update({f"{owner}.{k}": v for k, v in values.items() if isinstance(v, Tensor)})
-    return {key: value for key, value in values.items() if not isinstance(value, Tensor)}
+def _unmark(path: Path) -> None:
+    """Take the best mark from a checkpoint that goes, if it is on it."""
+    root = path.parent
+    marked = best(root) if (root / BEST).exists() else None
+    if marked is not None and marked.path == path:
+        (root / BEST).unlink()
 
 
 def _write_files(
     folder: Path,
     tensors: Mapping[str, Mapping[str, Tensor]],
-    state: Mapping[str, Any],
+    state: str,
     extra: Callable[[Path], None] | None,
 ) -> None:
-    check_json(state, "state")
     for name, group in tensors.items():
         if not TENSORS_NAME.fullmatch(name):
             raise CheckpointError(f"{name!r} cannot name a file of tensors")
         save_file(_separate(group), folder / f"{name}.safetensors")
-    (folder / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
+    (folder / STATE).write_text(state, encoding="utf-8")
     if extra is not None:
         extra(folder)
 
@@ -255,13 +236,18 @@ def _separate(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def _check_room(root: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-    needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
+def _check_room(root: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: str) -> None:
+    """Refuse what will not fit before it is begun. One that is replaced lies there until the end,
+    so its room does not count; what `extra` writes is not known."""
+    every = [tensor for group in tensors.values() for tensor in group.values()]
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in every)
+    needed += len(state.encode()) + ENTRY * (len(every) + len(tensors) + 2)
     free = shutil.disk_usage(root).free
     if needed > free:
         raise CheckpointError(
-            f"a checkpoint of {needed >> 20} MB does not fit into {root}, where {free >> 20} MB "
-            "are free; make room, lower checkpoint.keep or set run.dir to another disk"
+            f"a checkpoint of {needed / 2**20:.1f} MB does not fit into {root}, where "
+            f"{free / 2**20:.1f} MB are free; make room, lower checkpoint.keep or set run.dir to "
+            "another disk"
         )
 
 
@@ -291,7 +277,7 @@ def _delete(path: Path) -> None:
 
 
 def _remove_stale(root: Path, *prefixes: str) -> None:
-    for path in root.iterdir():
+    for path in root.iterdir() if root.is_dir() else ():
         if path.name.startswith(prefixes):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -300,7 +286,8 @@ def _steps(root: Path, with_replaced: bool = False) -> Iterator[tuple[int, Path]
     names = {path.name for path in root.iterdir()} if root.is_dir() else set()
     for name in names:
         match = STEP_NAME.fullmatch(name.removeprefix(REPLACED) if with_replaced else name)
-        if match and (name == match[0] or match[0] not in names):
+        is_folder = (root / name).is_dir() and not (root / name).is_symlink()
+        if match and is_folder and (name == match[0] or match[0] not in names):
             yield int(match[1]), root / name
 
 
@@ -311,8 +298,13 @@ def _verified(path: Path) -> dict[str, Any]:
     except (FileError, OSError) as error:
         raise CheckpointError(str(error)) from error
     step, names = manifest.get("step"), manifest.get("tensors")
-    if not isinstance(step, int) or not isinstance(names, list):
+    if type(step) is not int or not isinstance(names, list):
         raise CheckpointError(f"the manifest of {path} is not one of a checkpoint")
+    named = STEP_NAME.fullmatch(path.name.removeprefix(REPLACED))
+    if named and int(named[1]) != step:
+        raise CheckpointError(
+            f"{path} holds step {step}; it was renamed, so name it step-{step:06d} again"
+        )
     if not {STATE, *(f"{name}.safetensors" for name in names)} <= set(manifest["files"]):
         raise CheckpointError(f"the manifest of {path} leaves out files of the checkpoint")
     return manifest

@@ -12,6 +12,7 @@ import rlalign.ppo  # noqa: F401  all that a run imports, so that its memory can
 from rewards.compose import RewardSet, parse_entries
 from rewards.contract import RewardConfigError
 from rlalign.algorithms.ppo import PPO, PPORun
+from rlalign.checkpoint import CheckpointError
 from rlalign.config import ConfigError, load_config
 from rlalign.demand import Demand, demand
 from rlalign.estimate import Part, total
@@ -42,7 +43,7 @@ def examine(argv: Sequence[str], is_probing: bool, processes: int) -> int:
     try:
         config = read(argv, processes)
         wants = demand(config, processes)
-    except (ConfigError, RewardConfigError):
+    except (ConfigError, RewardConfigError, CheckpointError):
         facts, findings = look("runs", [])
         show_findings(console, findings)
         show_facts(console, "This machine", facts)

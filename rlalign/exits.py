@@ -10,6 +10,7 @@ from rewards.contract import RewardConfigError, RewardError
 from rewards.embedded import EmbeddedError
 from rlalign.checkpoint import CheckpointError
 from rlalign.config import ConfigError
+from rlalign.files import DiskError
 from rlalign.heap import is_out_of_memory
 from rlalign.ranks import OutOfMemory, RankFailed
 from rlalign.terminal import printable
@@ -34,6 +35,7 @@ OURS = (
     RewardConfigError,
     RewardError,
     CheckpointError,
+    DiskError,
     Preempted,
     AuditStop,
     DivergedError,

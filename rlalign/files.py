@@ -4,31 +4,82 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 MANIFEST = "manifest.json"
 FORMAT = 1
+ADVICE = (
+    "make room there, or name another folder; a named run goes on from its last checkpoint with "
+    "--run.resume=auto"
+)
 
 
 class FileError(RuntimeError):
     """A file is missing, altered, or not of the form that it should have; the message names it."""
 
 
+class DiskError(OSError):
+    """Something could not be written; the message says what, why, and what to do."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+@contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Within it a failed write is a DiskError that names `path`."""
+    try:
+        yield
+    except DiskError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise DiskError(
+            number_of(error), f"{path} could not be written: {reason_of(error)}; {ADVICE}"
+        ) from error
+
+
+def number_of(error: OSError | SafetensorError) -> int:
+    """The system's number of what went wrong, 0 if unknown; safetensors only writes it out."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else 0
+
+
+def reason_of(error: OSError | SafetensorError) -> str:
+    number = number_of(error)
+    return os.strerror(number) if number else str(error)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text` so that a reader, or a crash, sees the old or the new in whole."""
     writing = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(writing, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(writing, path)
-    except BaseException:
-        writing.unlink(missing_ok=True)
-        raise
-    fsync(path.parent)
+    with writing_to(path):
+        try:
+            with open(writing, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(writing, path)
+        except BaseException:
+            writing.unlink(missing_ok=True)
+            raise
+        fsync(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """`path` and what is missing above it, each entry flushed to the disk."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        fsync(folder.parent)
 
 
 def fsync(path: Path) -> None:
@@ -47,13 +98,22 @@ def sha256(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; NaN and infinity are refused."""
+    """The object in a JSON file; NaN, infinity and a key that stands twice are refused."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON number")
 
+    def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a key stands twice in one of its objects")
+        return found
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+        if not path.is_file():  # reading a pipe would wait for ever
+            raise ValueError("there is no such file")
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text, parse_constant=refuse, object_pairs_hook=once)
     except (OSError, ValueError, RecursionError) as error:
         raise FileError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
@@ -120,12 +180,21 @@ def has_all_files(folder: Path) -> bool:
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """The manifest of a sealed folder, once every file's size and sha256 have been checked."""
+    """The manifest of a sealed folder, once every file's size and sha256 have been checked.
+
+    Nothing else may lie in the folder, no link, and no pipe.
+    """
     manifest = read_manifest(folder)
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not (path.is_dir() or name in {*manifest["files"], MANIFEST}):
+            raise FileError(f"{path} was not written with the rest; take it out of the folder")
     for name, entry in manifest["files"].items():
         path = folder / name
-        if not path.is_file():
+        if not path.exists():
             raise FileError(f"{path} is missing")
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise FileError(f"{path} is no regular file")
         size = path.stat().st_size
         if size != entry["size"]:
             raise FileError(f"{path} has {size} bytes; {entry['size']} were written")

@@ -79,4 +79,7 @@ class Partition:
         return {k: [s if s > -math.inf else None, n] for k, (s, n) in self._sums.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._sums = {k: (-math.inf if s is None else s, n) for k, (s, n) in state.items()}
+        self._sums = {
+            key: (-math.inf if log_sum is None else float(log_sum), float(count))
+            for key, (log_sum, count) in state.items()
+        }

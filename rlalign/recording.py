@@ -8,6 +8,7 @@ from rlalign.config import changed_settings, resolved_yaml, to_flat
 from rlalign.endings import Ending, found
 from rlalign.evaluate import Evaluation
 from rlalign.exits import AuditStop, Preempted, exit_code, last_line
+from rlalign.files import write_atomically
 from rlalign.redact import redact_text
 from rlalign.report.live import LiveView
 from rlalign.runs import RunFolder, command_line
@@ -37,7 +38,7 @@ class RunRecorder:
             logger.warning("resumed with other settings than before: %s", ", ".join(changed))
         self.is_begun = True
         found(folder.path)
-        folder.config_yaml.write_text(redact_text(resolved_yaml(config)), encoding="utf-8")
+        write_atomically(folder.config_yaml, redact_text(resolved_yaml(config)))
         folder.start(
             argv=command_line(),
             world_size=self.ranks.size,

@@ -1,4 +1,4 @@
-"""The settings of a run's folder, and of how long it is waited for."""
+"""The section `run`: where a run lies, what it goes on from, how long it is waited for."""
 
 from pydantic import Field
 
@@ -18,6 +18,11 @@ class RunSection(Section):
         "never",
         description="never, auto (newest sound checkpoint of `name`, or a fresh start), or the "
         "path of a checkpoint",
+    )
+    allow_elastic: bool = Field(
+        False,
+        description="go on from a checkpoint of another number of processes; what follows is not "
+        "what as many as before would have made (docs/reliability.md)",
     )
     timeout: PositiveFloat = Field(
         1800.0,

@@ -41,4 +41,5 @@ class RunningScale:
         return {"count": self.count, "mean": self.mean, "squares": self.squares}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.count, self.mean, self.squares = state["count"], state["mean"], state["squares"]
+        self.count, self.mean = float(state["count"]), float(state["mean"])
+        self.squares = float(state["squares"])

@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from rlalign.files import FileError, read_json, sha256, write_atomically
+from rlalign.checkpoint import CheckpointError
+from rlalign.files import MANIFEST, FileError, make_folder, read_json, sha256, write_atomically
 from rlalign.problems import ConfigError
 from rlalign.redact import redact_command, redact_text
 from rlalign.run_section import RunSection
@@ -129,27 +130,35 @@ class RunFolder:
     ) -> None:
         """Write down how it ended; launchers swallow the exit code, so this is where it lasts.
 
-        `where`: the rank that ended it, and its iteration and phase.
+        `where`: the rank that ended it, and its iteration and phase. Raises DiskError only for a
+        run that is done: where another error ends it, that one is told.
         """
-        self.write_run_json(
-            {
-                "status": status,
-                "exit_code": exit_code,
-                "message": redact_text(message) if message else message,
-                "where": None if where is None else {"rank": where[0], "at": where[1]},
-                "ended_at": _now(),
-            }
-        )
+        ended = {
+            "status": status,
+            "exit_code": exit_code,
+            "message": redact_text(message) if message else message,
+            "where": None if where is None else {"rank": where[0], "at": where[1]},
+            "ended_at": _now(),
+        }
+        try:
+            self.write_run_json(ended)
+        except OSError as error:
+            if status == "done":
+                raise
+            logger.warning("how the run ended is not on record: %s", error)
 
 
 def check_run(run: RunSection) -> None:
-    """Refuse what `open_run` would, before a model is loaded, and a checkpoint that is none."""
+    """Refuse what `open_run` would, before a model is loaded.
+
+    CheckpointError where the checkpoint to go on from is none.
+    """
     if run.resume not in ("never", "auto"):
         checkpoint = Path(run.resume)
-        if not (checkpoint / "manifest.json").is_file():
-            raise ConfigError(
-                f"run.resume={run.resume!r}: there is no checkpoint; use never, auto, or a folder "
-                "such as runs/NAME/checkpoints/step-000010"
+        if not (checkpoint / MANIFEST).is_file():
+            raise CheckpointError(
+                f"run.resume={run.resume!r}: there is no checkpoint (no {MANIFEST} in it); use "
+                "never, auto, or a folder such as runs/NAME/checkpoints/step-000010"
             )
     path = Path(run.dir) / run.name
     if run.resume == "never" and run.name != "auto" and path.is_dir() and holds_a_run(path):
@@ -163,7 +172,7 @@ def open_run(run: RunSection, stem: str) -> RunFolder:
     """
     root = Path(run.dir)
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
     except OSError as error:
         raise ConfigError(f"run.dir={run.dir!r} cannot be made: {error}; name another") from error
     checkpoint = None if run.resume in ("never", "auto") else Path(run.resume)

@@ -1,6 +1,10 @@
 """A training state as tensors and JSON, and the finished model in Hugging Face's format."""
 
 import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig
 
-from rlalign.checkpoint import Checkpoint, CheckpointError, flatten_optimizer, restore_optimizer
+from rlalign.checkpoint import Checkpoint, CheckpointError
+from rlalign.files import fsync, make_folder, writing_to
+from rlalign.models import first_line
+from rlalign.optimizer_state import flatten_optimizer, restore_optimizer
 from rlalign.session import Session
 from rlalign.trainer import Trainer
 
@@ -43,56 +50,120 @@ def training_state(trainer: Trainer) -> tuple[dict[str, dict[str, Tensor]], dict
     return tensors, state
 
 
+class MismatchError(CheckpointError):
+    """A sound checkpoint of a run that was started otherwise; an older one would not fit either."""
+
+
 @torch.no_grad()
 def restore_training(trainer: Trainer, checkpoint: Checkpoint) -> None:
-    """Continue from a checkpoint; raises CheckpointError where it does not fit this run."""
-    state, saved = checkpoint.state, checkpoint.tensors["policy"]
-    world = trainer.session.ranks.size
-    if state["world_size"] != world:
+    """Continue from a checkpoint.
+
+    Raises MismatchError where this run was started otherwise than the checkpoint's, CheckpointError
+    where the checkpoint holds something else than such a run writes.
+    """
+    with reading(checkpoint.path):
+        state, tensors = checkpoint.state, checkpoint.tensors
+        check_start(trainer, checkpoint)
+        parameters = trainer.session.policy.trainable()
+        check_tensors(checkpoint.path, parameters, tensors["policy"])
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors["policy"][name])
+        optimizer = trainer.optimizer
+        restore_optimizer(optimizer, tensors["optimizer"], state["optimizer"])
+        optim = trainer.session.config.optim
+        for group in optimizer.param_groups:  # the run's settings, if they were changed
+            group.update(betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay)
+        own = tensors.get("objective", {})
+        if own:  # another policy's weights, as those that draw
+            check_tensors(checkpoint.path, parameters, own)
+        trainer.objective.load_state_dict(state["objective"], own)
+        _restore_target(trainer, state.get("target"))
+        trainer.iteration = as_count(state["iteration"])
+        if trainer.iteration != checkpoint.step:
+            raise ValueError(f"its state is of iteration {trainer.iteration}")
+        trainer.samples = as_count(state["samples"])
+        trainer.optimizer_steps = as_count(state["optimizer_steps"])
+        trainer.skipped_in_a_row = as_count(state["skipped_in_a_row"])
+        # Less than the settings say, where memory ran out.
+        trainer.budget = as_count(state.get("micro_batch_tokens", trainer.budget))
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Within it, a state that is not as a run writes it is a CheckpointError that names `path`."""
+    try:
+        yield
+    except CheckpointError as error:
+        if str(path) in str(error):
+            raise
+        raise CheckpointError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        kind = type(error).__name__
         raise CheckpointError(
-            f"{checkpoint.path} was written by {state['world_size']} processes and this run has "
-            f"{world}: the samples would be drawn differently; start as many processes as before"
+            f"{path} does not hold what a run writes ({kind}: {first_line(error)})"
+        ) from error
+
+
+def check_start(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint of another number of processes, unless that is allowed, or method."""
+    state, config = checkpoint.state, trainer.session.config
+    world, was = trainer.session.ranks.size, as_count(state["world_size"])
+    if was != world and not config.run.allow_elastic:
+        raise MismatchError(
+            f"{checkpoint.path} was written by {was} processes and this run has {world}: the "
+            f"samples would be drawn differently; start {was} processes as before, or give "
+            "--run.allow_elastic to go on without being the same run"
         )
     method = trainer.objective.title
     if state.get("method", method) != method:
-        raise CheckpointError(
+        raise MismatchError(
             f"{checkpoint.path} was written by {state['method']} and this run is {method}: their "
             "optimisers and states differ; resume with the same method, or start from the saved "
             "model by model.name"
         )
-    parameters = trainer.session.policy.trainable()
+
+
+def check_tensors(
+    path: Path, parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor]
+) -> None:
+    """Refuse tensors that are not the parameters', by name, shape and type."""
     if parameters.keys() != saved.keys():
         odd = sorted(parameters.keys() ^ saved.keys())[0]
         raise CheckpointError(
-            f"{checkpoint.path} holds another model's parameters ({odd} is in only one of the "
-            "two); resume with the model.* settings that it was made with"
+            f"{path} holds another model's parameters ({odd} is in only one of the two); resume "
+            "with the model.* settings that it was made with"
         )
     for name, parameter in parameters.items():
-        if parameter.shape != saved[name].shape:
+        ours, theirs = ((tuple(x.shape), x.dtype) for x in (parameter, saved[name]))
+        if ours != theirs:
             raise CheckpointError(
-                f"{checkpoint.path}: {name} has shape {tuple(saved[name].shape)}, the model's is "
-                f"{tuple(parameter.shape)}; resume with the model.* settings that it was made with"
+                f"{path}: {name} has shape {theirs[0]} in {theirs[1]}, the model's is {ours[0]} in "
+                f"{ours[1]}; resume with the model.* settings that it was made with"
             )
-        parameter.copy_(saved[name])
-    restore_optimizer(trainer.optimizer, checkpoint.tensors["optimizer"], state["optimizer"])
-    optim = trainer.session.config.optim
-    for group in trainer.optimizer.param_groups:  # the run's settings, if they were changed
-        group.update(betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay)
-    try:
-        own = checkpoint.tensors.get("objective", {})
-        trainer.objective.load_state_dict(state["objective"], own)
-    except ValueError as error:
-        raise CheckpointError(f"{checkpoint.path}: {error}") from error
-    saved_target = state.get("target")  # none: it is older than targets, and has no moments
-    if saved_target is not None and saved_target["hash"] == trainer.target.hash:
-        trainer.target = trainer.target.restored(saved_target)
-    elif saved_target is not None and not trainer.target.is_fitted:
+
+
+def _restore_target(trainer: Trainer, saved: Mapping[str, Any] | None) -> None:
+    """Keep the fitted lambdas where the wishes are the same; a reward file may have changed."""
+    if saved is None:  # it is older than targets, and has no moments
+        return
+    if saved["hash"] == trainer.target.hash or saved.get("wishes") == trainer.target.wishes:
+        trainer.target = trainer.target.restored(saved)
+        if saved["hash"] != trainer.target.hash and trainer.target.moments:
+            logger.warning(
+                "the reward files are not what they were, and the lambdas that were fitted to them "
+                "are kept; where a value changed, begin a new run"
+            )
+    elif not trainer.target.is_fitted:
         logger.warning("the target is another than the checkpoint's: its moments are fitted anew")
-    trainer.iteration = int(state["iteration"])
-    trainer.samples = int(state["samples"])
-    trainer.optimizer_steps = int(state["optimizer_steps"])
-    trainer.skipped_in_a_row = int(state["skipped_in_a_row"])
-    trainer.budget = int(state.get("micro_batch_tokens", trainer.budget))
+
+
+def as_count(value: Any) -> int:
+    """A number of things, as JSON holds it."""
+    if type(value) is not int or not 0 <= value < 2**53:
+        raise ValueError(f"{value!r} is no number of iterations, samples, steps or processes")
+    return value
 
 
 def save_model(session: Session, folder: Path, value_head: bool = True) -> None:
@@ -100,9 +171,23 @@ def save_model(session: Session, folder: Path, value_head: bool = True) -> None:
 
     The generation settings beside it sample the distribution that was trained: its temperature and
     length, no top-k, no top-p. The value head, where there is one, lies in
-    `value_head.safetensors`.
+    `value_head.safetensors`. Every file is whole or not there; DiskError where one does not fit.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    writing = folder.with_name(f".writing-{folder.name}")
+    with writing_to(folder):
+        make_folder(folder)
+        shutil.rmtree(writing, ignore_errors=True)
+        try:
+            _write_model(session, writing, value_head)
+            for file in sorted(writing.iterdir()):
+                fsync(file)
+                os.replace(file, folder / file.name)
+            fsync(folder)
+        finally:
+            shutil.rmtree(writing, ignore_errors=True)
+
+
+def _write_model(session: Session, folder: Path, value_head: bool) -> None:
     lm, sampling = session.policy.lm, session.config.sampling
     base: Any = lm.get_base_model() if isinstance(lm, PeftModel) else lm
     generation = GenerationConfig(

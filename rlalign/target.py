@@ -60,13 +60,22 @@ class Target:
     @property
     def hash(self) -> str:
         """sha256 of the declaration: the wishes, not what they were fitted to."""
+        return self._digest({"sources": self.sources} if self.sources else {})
+
+    @property
+    def wishes(self) -> str:
+        """The same without the reward files' content, which changes with a mere comment."""
+        return self._digest({})
+
+    def _digest(self, more: Mapping[str, Any]) -> str:
         declared = {
             "rewards": {entry.name: entry.settings() for entry in self.entries},
             "beta": self.beta,
             "clip": self.score.clip,
             "missing_eos_penalty": self.score.missing_eos_penalty,
             "reference": self.reference,
-        } | ({"sources": self.sources} if self.sources else {})
+            **more,
+        }
         canonical = json.dumps(declared, sort_keys=True, separators=(",", ":"), default=str)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -189,6 +198,7 @@ class Target:
     def state_dict(self) -> dict[str, Any]:
         return {
             "hash": self.hash,
+            "wishes": self.wishes,
             "lambdas": dict(self.lambdas),
             "errors": dict(self.errors),
             "log_epsilon": dict(self.log_epsilon),
@@ -196,13 +206,17 @@ class Target:
         }
 
     def restored(self, state: Mapping[str, Any]) -> "Target":
-        """With what `state_dict` held."""
+        """With what `state_dict` held; ValueError where that is no number."""
+
+        def numbers(key: str) -> dict[str, float]:
+            return {str(name): float(value) for name, value in state[key].items()}
+
         return replace(
             self,
-            lambdas=dict(state["lambdas"]),
-            errors=dict(state["errors"]),
-            log_epsilon=dict(state["log_epsilon"]),
-            bases=dict(state["bases"]),
+            lambdas=numbers("lambdas"),
+            errors=numbers("errors"),
+            log_epsilon=numbers("log_epsilon"),
+            bases=numbers("bases"),
         )
 
 

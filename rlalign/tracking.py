@@ -1,15 +1,20 @@
-"""Where a run's numbers and samples go. No tracker can stop the loop, or keep it waiting."""
+"""Where a run's numbers and samples go.
+
+The two JSONL files are the run's record: where they cannot be written, the run ends. No other
+tracker can stop the loop, or keep it waiting.
+"""
 
 import json
 import logging
 import math
+import os
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlalign.files import encodable, write_atomically
+from rlalign.files import encodable, write_atomically, writing_to
 from rlalign.redact import redact_mapping, redact_text
 from rlalign.runs import RunFolder
 
@@ -31,13 +36,13 @@ class Tracker(Protocol):
 class JsonlTracker:
     """metrics.jsonl and samples.jsonl: a row each, in the file before `log` returns.
 
-    Strict JSON: NaN and infinity become null.
+    Strict JSON: NaN and infinity become null. Raises DiskError where a row does not fit.
     """
 
     def __init__(self, run: RunFolder) -> None:
         self._run = run
-        self._metrics = _open_lines(run.metrics_jsonl)
-        self._samples = _open_lines(run.samples_jsonl)
+        self._metrics = Lines(run.metrics_jsonl)
+        self._samples = Lines(run.samples_jsonl)
 
     def log(self, step: int, stats: Mapping[str, float]) -> None:
         row = {"iteration": step, **stats} | {"iteration": step}
@@ -53,38 +58,37 @@ class JsonlTracker:
             with path.open(encoding="utf-8", newline="\n") as lines:
                 kept = [line for line in lines if _iteration(line) <= iteration]
             write_atomically(path, "".join(kept))
-        self._metrics = _open_lines(self._run.metrics_jsonl)
-        self._samples = _open_lines(self._run.samples_jsonl)
+        self._metrics = Lines(self._run.metrics_jsonl)
+        self._samples = Lines(self._run.samples_jsonl)
 
     def close(self) -> None:
         self._metrics.close()
         self._samples.close()
 
 
-class Guarded:
-    """A tracker whose first failure is logged, and which is left alone afterwards."""
+class Lines:
+    """A file of whole lines: what a full disk, or a kill, leaves of one is taken away again."""
 
-    def __init__(self, name: str, tracker: Tracker) -> None:
-        self._name = name
-        self._tracker: Tracker | None = tracker
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with writing_to(path):
+            # Unbuffered: a row that was written outlives the process.
+            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - `close` closes it
+            self._file.seek(0)
+            self._file.truncate(self._file.read().rfind(b"\n") + 1)
 
-    def log(self, step: int, stats: Mapping[str, float]) -> None:
-        self._try(lambda tracker: tracker.log(step, stats))
-
-    def samples(self, step: int, rows: Sequence[Row]) -> None:
-        self._try(lambda tracker: tracker.samples(step, rows))
+    def write(self, lines: bytes) -> None:
+        end = self._file.seek(0, os.SEEK_END)
+        with writing_to(self._path):
+            try:
+                while lines:  # a disk that is nearly full takes a part
+                    lines = lines[self._file.write(lines) :]
+            except OSError:
+                self._file.truncate(end)
+                raise
 
     def close(self) -> None:
-        self._try(lambda tracker: tracker.close())
-
-    def _try(self, call: Callable[[Tracker], None]) -> None:
-        if self._tracker is None:
-            return
-        try:
-            call(self._tracker)
-        except Exception as error:
-            self._tracker = None
-            _warn_of(self._name, error)
+        self._file.close()
 
 
 class Background:
@@ -178,7 +182,7 @@ class TensorBoardTracker:
 class Trackers:
     """All of a run's trackers as one."""
 
-    def __init__(self, trackers: Sequence[Guarded | Background]) -> None:
+    def __init__(self, trackers: Sequence[JsonlTracker | Background]) -> None:
         self._trackers = trackers
 
     def log(self, step: int, stats: Mapping[str, float]) -> None:
@@ -212,7 +216,7 @@ def build_trackers(
     lines = JsonlTracker(run)
     if resumed_at is not None:
         lines.truncate_after(resumed_at or -1)  # a start from 0 logs row 0 again
-    trackers: list[Guarded | Background] = [Guarded("metrics.jsonl", lines)]
+    trackers: list[JsonlTracker | Background] = [lines]
     if "wandb" in names:
         from rlalign.wandb_tracker import WandbTracker, abandon
 
@@ -243,15 +247,6 @@ def _iteration(line: str) -> float:
         return float(json.loads(line)["iteration"])
     except (ValueError, KeyError, TypeError):
         return math.inf  # a damaged line is dropped with the late ones
-
-
-def _open_lines(path: Path) -> Any:
-    """`path` for appending, unbuffered, without the half line that a kill may have left."""
-    file = open(path, "a+b", buffering=0)  # noqa: SIM115 - the tracker closes it
-    file.seek(0)
-    content = file.read()
-    file.truncate(content.rfind(b"\n") + 1)
-    return file
 
 
 def _warn_of(name: str, error: BaseException) -> None:

@@ -20,6 +20,7 @@ from rlalign.api import no_progress_bars
 from rlalign.config import ConfigError, load_config, resolved_yaml, to_flat
 from rlalign.evaluate import Evaluation, evaluate
 from rlalign.exits import Preempted, exit_code, last_line
+from rlalign.files import write_atomically
 from rlalign.models import load_lm, lora_config, silence_dropout
 from rlalign.prompts import scheduled
 from rlalign.ranks import Ranks
@@ -152,7 +153,7 @@ class _Run:
         if not self.is_main:
             return
         endings.found(self.folder.path)
-        self.folder.config_yaml.write_text(redact_text(resolved_yaml(config)), encoding="utf-8")
+        write_atomically(self.folder.config_yaml, redact_text(resolved_yaml(config)))
         self.folder.start(
             argv=command_line(),
             world_size=self.session.ranks.size,

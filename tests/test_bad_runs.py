@@ -210,6 +210,11 @@ def test_a_damaged_checkpoint_is_refused_by_its_file(folder, monkeypatch, capsys
     ends_with(folder, monkeypatch, capsys, arguments, 3, line)
 
 
+def test_a_path_without_a_checkpoint_is_refused(folder, monkeypatch, capsys):
+    line = "run.resume='runs/done': there is no checkpoint (no manifest.json in it); use never, auto, or a folder such as runs/NAME/checkpoints/step-000010"
+    ends_with(folder, monkeypatch, capsys, ["--run.name=done", "--run.resume=runs/done"], 3, line)
+
+
 def test_a_checkpoint_of_another_model_is_refused(folder, monkeypatch, capsys):
     arguments = ["--run.name=done", "--run.resume=auto", "--model.lora.r=2"]
     capsys.readouterr()

@@ -11,15 +11,14 @@ from torch.testing import assert_close
 from rlalign.checkpoint import (
     CheckpointError,
     best,
-    flatten_optimizer,
     load_checkpoint,
     mark_best,
     newest_sound,
-    restore_optimizer,
     rewind,
     save_checkpoint,
 )
 from rlalign.files import MANIFEST
+from rlalign.optimizer_state import flatten_optimizer, restore_optimizer
 
 
 def test_a_checkpoint_comes_back_bit_by_bit(tmp_path):

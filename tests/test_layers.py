@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"rewards", "trl_bridge"},
     {"types", "problems", "overrides", "schema", "settle", "reward_settings", "config"}
-    | {"fields", "audit_section", "sections", "offsets"}
+    | {"fields", "audit_section", "run_section", "sections", "offsets"}
     | {
         "masking",
         "logprobs",
@@ -33,7 +33,7 @@ LAYERS = [
     }
     | {"terminal", "redact", "startup", "run_section", "whereabouts", "stopping"},
     {"prompts", "pairs", "policy", "models", "ranks", "checkpoint", "metrics"}
-    | {"runs", "tracking"}
+    | {"optimizer_state", "runs", "tracking"}
     | {"wandb_tracker"}
     | {"guard.watching", "guard.telling"},
     {f"generation.{name}" for name in ("sampling", "engine", "caches", "decode", "vllm", "build")}
@@ -76,7 +76,7 @@ LAYERS = [
             *("training", "command"),
         )
     },
-    {"recording", "resuming"},
+    {"fingerprint", "recording", "resuming"},
     {"loop"},
     {"trl_rewards", "trl_settings", "trl_record"},
     {"demand", "probe_time"},

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from rlalign.checkpoint import CheckpointError
 from rlalign.cli import main
 from rlalign.files import sha256
 from rlalign.problems import ConfigError
 from rlalign.redact import HIDDEN, redact_command, redact_mapping, redact_text
+from rlalign.run_section import RunSection
 from rlalign.runs import BLANK, RunFolder, check_run, git_commit, open_run, versions
-from rlalign.sections import RunSection
 
 
 def section(tmp_path: Path, name: str = "auto", resume: str = "never") -> RunSection:
@@ -72,6 +73,12 @@ def test_a_start_that_came_to_nothing_leaves_its_name_free(tmp_path):
         open_run(section(tmp_path, "mine"), "x")
     with pytest.raises(ConfigError, match="holds a run already"):
         check_run(section(tmp_path, "mine"))
+
+
+@pytest.mark.parametrize("resume", ["runs/mine", "nowhere/step-000010", "/"])
+def test_a_path_that_is_no_checkpoint_is_a_checkpoints_fault(tmp_path, resume):
+    with pytest.raises(CheckpointError, match=rf"run\.resume='{resume}': there is no checkpoint"):
+        check_run(section(tmp_path, "mine", resume))
 
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "../x", "/etc", "", ".hidden", "a b", "x" * 65])

@@ -9,7 +9,7 @@ import pytest
 from tracked_rows import ROWS, lines, offline
 
 from rlalign.runs import RunFolder
-from rlalign.tracking import Background, Guarded, JsonlTracker, build_trackers
+from rlalign.tracking import Background, JsonlTracker, build_trackers
 
 
 def test_every_row_is_strict_json_and_in_the_file_at_once(tmp_path):
@@ -87,19 +87,6 @@ class Broken:
 
 def warnings_of(caplog) -> list[str]:
     return [record.getMessage() for record in caplog.records]
-
-
-def test_a_tracker_that_raises_is_given_up_with_one_warning(caplog):
-    broken = Broken()
-    tracker = Guarded("broken", broken)
-    for step in range(3):
-        tracker.log(step, {})
-    tracker.samples(3, [])
-    tracker.close()
-    assert broken.calls == 1
-    assert warnings_of(caplog) == [
-        "broken is given up, and the run goes on: ValueError: out of order"
-    ]
 
 
 def test_a_background_tracker_that_raises_or_exits_is_given_up_with_one_warning(caplog):
