@@ -261,5 +261,7 @@ def learned_of(saved: Any) -> Learned | None:
     """What a stopped iteration had still to record; null is JSON's word for NaN."""
     if saved is None:
         return None
-    row = {str(name): math.nan if x is None else float(x) for name, x in saved["row"].items()}
+    row = {name: math.nan if x is None else x for name, x in saved["row"].items()}
+    if not all(isinstance(x, int | float) for x in row.values()):
+        raise ValueError("its last iteration's metrics are no numbers")
     return row, [dict(each) for each in saved["rows"]]
