@@ -46,7 +46,7 @@ class Embedder:
     def __init__(self, model: str, device: str) -> None:
         library = needs("sentence_transformers", "classifiers")
         with loading(model) as path:
-            self._model = library.SentenceTransformer(path, device=device)
+            self._model = library.SentenceTransformer(path, device=device, trust_remote_code=False)
 
     def encode(self, texts: Sequence[str]) -> Floats:
         """(B, D); texts beyond the model's length are cut. Batches are formed by length."""

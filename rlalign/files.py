@@ -20,7 +20,8 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text` so that a reader, or a crash, sees the old or the new in whole."""
     writing = path.with_name(f".{path.name}.tmp")
     try:
-        with open(writing, "w", encoding="utf-8") as file:
+        writing.unlink(missing_ok=True)  # of a crash; a link there would be followed
+        with open(writing, "x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -29,6 +30,13 @@ def write_atomically(path: Path, text: str) -> None:
         writing.unlink(missing_ok=True)
         raise
     fsync(path.parent)
+
+
+def links_out_of(folder: Path) -> list[Path]:
+    """The symbolic links in a folder, at any depth, through which a write would leave it."""
+    root = folder.resolve()
+    links = [path for path in folder.rglob("*") if path.is_symlink()]
+    return sorted(path for path in links if not path.resolve().is_relative_to(root))
 
 
 def fsync(path: Path) -> None:

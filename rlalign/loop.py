@@ -19,7 +19,7 @@ from rlalign.checkpoint import (
     rewind,
     save_checkpoint,
 )
-from rlalign.config import changed_settings, resolved_yaml, to_flat
+from rlalign.config import resolved_yaml, to_flat
 from rlalign.evaluate import Evaluation, evaluate, rescored, sample_rows
 from rlalign.exits import AuditStop, Preempted, exit_code
 from rlalign.metrics import peak_memory_mb
@@ -34,6 +34,7 @@ from rlalign.session import open_folder
 from rlalign.symptoms import marked
 from rlalign.tracking import Trackers, build_trackers
 from rlalign.trainer import Clock, Trainer
+from rlalign.trust import changed_settings
 from rlalign.types import ScoredRollout
 
 logger = logging.getLogger(__name__)
@@ -210,7 +211,8 @@ class _Run:
         config, folder = self.session.config, self.folder
         if not self.is_main:
             return
-        self._warn_of_changes()
+        if changed := changed_settings(config, folder.config_yaml):
+            logger.warning("resumed with other settings than before: %s", ", ".join(changed))
         self.is_begun = True
         folder.config_yaml.write_text(redact_text(resolved_yaml(config)), encoding="utf-8")
         folder.start(
@@ -236,11 +238,6 @@ class _Run:
             config, step = self.session.config, self.trainer.iteration
             told = to_flat(config), resolved_yaml(config)
             self.trackers = build_trackers(config.trackers, self.folder, *told, step)
-
-    def _warn_of_changes(self) -> None:
-        """Say which settings differ from those that the folder's run was begun with."""
-        if changed := changed_settings(self.session.config, self.folder.config_yaml):
-            logger.warning("resumed with other settings than before: %s", ", ".join(changed))
 
     def _record(
         self,

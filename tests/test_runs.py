@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rewards import registry
 from rlalign.cli import main
 from rlalign.files import sha256
 from rlalign.problems import ConfigError
@@ -105,13 +106,16 @@ def test_a_run_folder_that_cannot_be_made_is_the_settings_fault(tmp_path):
 def test_run_json_tells_the_start_and_the_end(tmp_path, monkeypatch):
     monkeypatch.setenv("SOME_TOKEN", "canary-in-the-environment")
     rewards = tmp_path / "mine.py"
-    rewards.write_text("x = 1\n")
+    rewards.write_text("def mine(completions, **kwargs): return [0.0]\n")
+    registry.load_file(rewards)
+    ran = sha256(rewards)
+    rewards.write_text("changed since = then")
     run = open_run(section(tmp_path, "mine"), "x")
     argv = ["python", "ppo.py", "--hub_token", "canary-1", "--a.api_key=canary-2", "--ppo.lr=1e-4"]
     run.start(argv=argv, world_size=2, seeds={"train": 3}, reward_files=[rewards])
     begun = run.read_run_json()
     assert begun["status"] == "running" and begun["world_size"] == 2 and begun["exit_code"] is None
-    assert begun["reward_files"] == {str(rewards): sha256(rewards)}
+    assert begun["reward_files"] == {str(rewards): ran}  # what runs, not what the file became
     assert begun["command"][-1] == "--ppo.lr=1e-4" and begun["seeds"] == {"train": 3}
     assert begun["versions"]["torch"] == versions()["torch"] is not None
     run.finish("failed", 5, "reward 'x' said canary-in-the-environment")

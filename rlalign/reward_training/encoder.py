@@ -119,9 +119,11 @@ def _load(base: str, labels: Sequence[str]) -> tuple[Any, Any]:
     names = dict(enumerate(labels))
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(path)
+            # Unsaid, transformers would ask on the terminal whether to run a model's code.
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
             network = AutoModelForSequenceClassification.from_pretrained(
                 path,
+                trust_remote_code=False,
                 num_labels=len(labels),
                 id2label=names,
                 label2id={name: i for i, name in names.items()},
