@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ from transformers import (
 )
 
 from rewards import classifiers
+from rewards.classifiers import first_line
 from rewards.preference import Preference
 from rewards.trl_style import plain_text
 from rlalign import trl_bridge
@@ -27,7 +29,7 @@ from rlalign.config import ConfigError, load_config, resolved_yaml
 from rlalign.exits import exit_code, run_safely
 from rlalign.fields import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
 from rlalign.files import write_atomically
-from rlalign.models import first_line, has_bfloat16, load_tokenizer, locate
+from rlalign.models import has_bfloat16, load_tokenizer, locate
 from rlalign.overrides import dump_yaml
 from rlalign.pairs import Pair, Report, Text, read_pairs, report, split_pairs
 from rlalign.ranks import set_threads
@@ -36,6 +38,7 @@ from rlalign.runs import RunFolder, check_run, command_line, open_run
 from rlalign.sections import LoraSection, ModelSection, RunSection
 from rlalign.startup import config_stem, quiet_libraries, say
 
+DAMAGED = (SafetensorError, UnpicklingError)
 DEFAULT = "experiments/reward_model.yaml"
 
 
@@ -235,7 +238,7 @@ def _classifier(section: ModelSection) -> Any:
             attn_implementation=section.attention,
             dtype=torch.float32,
         )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, *DAMAGED) as error:
         raise ConfigError(
             f"model.name={section.name} cannot be loaded as a reward model: {first_line(error)}"
         ) from error

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
@@ -14,16 +15,19 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from rewards import embedded
+from rewards.classifiers import first_line
 from rlalign.checkpoint import CheckpointError, load_checkpoint
 from rlalign.config import ConfigError, read_file
-from rlalign.models import first_line, lora_config, silence_dropout
+from rlalign.models import lora_config, silence_dropout
 from rlalign.policy import Policy
 from rlalign.sections import LoraSection, RunConfig
 from rlalign.session import Session, longest_prompt
 from rlalign.startup import say
 
 Run = TypeVar("Run", bound=RunConfig)
-BROKEN = (SafetensorError, OSError, KeyError, RuntimeError, ValueError, ImportError)
+BROKEN = (
+    SafetensorError, UnpicklingError, OSError, KeyError, RuntimeError, ValueError, ImportError
+)  # fmt: skip
 
 
 def is_checkpoint(folder: Path) -> bool:

@@ -97,6 +97,31 @@ def test_a_link_out_of_the_runs_is_refused(tmp_path):
         open_run(section(tmp_path, "mine"), "x")
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "model/model.safetensors"])
+def test_a_link_in_a_run_through_which_files_would_be_overwritten_is_refused(tmp_path, name):
+    run = open_run(section(tmp_path, "mine"), "x")
+    run.config_yaml.write_text("a: 1")
+    (run.path / "wandb").mkdir()
+    (run.path / "wandb" / "latest-run").symlink_to(run.path / "wandb")
+    open_run(section(tmp_path, "mine", "auto"), "x")  # a link inside, such as W&B's, is none
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (run.path / name).parent.mkdir(exist_ok=True)
+    (run.path / name).symlink_to(outside)
+    checkpoint = run.checkpoints / "step-000001"
+    for resume in ("auto", str(checkpoint)):
+        with pytest.raises(ConfigError, match=rf"{name} is a link to {outside}, out of"):
+            open_run(section(tmp_path, "mine" if resume == "auto" else "auto", resume), "x")
+
+
+def test_an_atomic_write_does_not_follow_a_link_under_its_temporary_name(tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    (tmp_path / ".run.json.tmp").symlink_to(mine)
+    RunFolder(tmp_path).write_run_json({"status": "done"})
+    assert mine.read_text() == "precious" and not (tmp_path / "run.json").is_symlink()
+
+
 def test_a_run_folder_that_cannot_be_made_is_the_settings_fault(tmp_path):
     (tmp_path / "runs").write_text("")
     with pytest.raises(ConfigError, match=r"run\.dir="):
