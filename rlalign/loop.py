@@ -19,11 +19,11 @@ from rlalign.checkpoint import (
     rewind,
     save_checkpoint,
 )
-from rlalign.config import resolved_yaml, to_flat
+from rlalign.config import to_flat
 from rlalign.evaluate import Evaluation, evaluate, rescored, sample_rows
 from rlalign.exits import AuditStop, Preempted, exit_code
 from rlalign.metrics import peak_memory_mb
-from rlalign.redact import redact_text
+from rlalign.redact import redacted_yaml
 from rlalign.report.card import GIVEN_PROMPTS, name_of_given, write_model_card
 from rlalign.report.live import LiveView
 from rlalign.report.plots import draw_plots
@@ -214,7 +214,7 @@ class _Run:
         if changed := changed_settings(config, folder.config_yaml):
             logger.warning("resumed with other settings than before: %s", ", ".join(changed))
         self.is_begun = True
-        folder.config_yaml.write_text(redact_text(resolved_yaml(config)), encoding="utf-8")
+        folder.config_yaml.write_text(redacted_yaml(config), encoding="utf-8")
         folder.start(
             argv=command_line(),
             world_size=self.session.ranks.size,
@@ -236,7 +236,7 @@ class _Run:
         """After the fit: a wish that cannot be had leaves nothing behind."""
         if self.is_main:
             config, step = self.session.config, self.trainer.iteration
-            told = to_flat(config), resolved_yaml(config)
+            told = to_flat(config), redacted_yaml(config)
             self.trackers = build_trackers(config.trackers, self.folder, *told, step)
 
     def _record(

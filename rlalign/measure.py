@@ -18,8 +18,9 @@ from rlalign.sections import RunConfig
 from rlalign.session import Session
 from rlalign.startup import quiet_libraries, say
 from rlalign.target import Target
+from rlalign.terminal import printable
 from rlalign.trained import is_checkpoint, load_trained, settings_for
-from rlalign.trust import settings_of
+from rlalign.trust import check_whole, settings_of
 from rlalign.yardstick.measured import measure as measured
 from rlalign.yardstick.numbers import as_json, write_json, write_rows
 
@@ -80,7 +81,7 @@ def measure(
         (place / "eval.png").unlink(missing_ok=True)  # a link there would be followed
         draw_yardstick(content, place / "eval.png")
         for name in ("eval.json", "eval_samples.jsonl", "eval.png"):
-            print(f"{name:<19} {place / name}")
+            print(printable(f"{name:<19} {place / name}"))
     return content
 
 
@@ -103,7 +104,9 @@ def configuration(folder: Path, arguments: Sequence[str], trust: bool = False) -
     run_model = METHODS[method_of(folder)].run_model
     if has_config:
         return load_config(run_model, arguments)
-    return from_mapping(run_model, settings_of(str(folder), own, trust), arguments)
+    config = from_mapping(run_model, settings_of(str(folder), own, trust), arguments)
+    check_whole(config, own)
+    return config
 
 
 def recorded_method(folder: Path) -> str | None:

@@ -25,7 +25,7 @@ from rewards.classifiers import first_line
 from rewards.preference import Preference
 from rewards.trl_style import plain_text
 from rlalign import trl_bridge
-from rlalign.config import ConfigError, load_config, resolved_yaml
+from rlalign.config import ConfigError, load_config
 from rlalign.exits import exit_code, run_safely
 from rlalign.fields import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
 from rlalign.files import write_atomically
@@ -33,7 +33,7 @@ from rlalign.models import has_bfloat16, load_tokenizer, locate
 from rlalign.overrides import dump_yaml
 from rlalign.pairs import Pair, Report, Text, read_pairs, report, split_pairs
 from rlalign.ranks import set_threads
-from rlalign.redact import redact_text
+from rlalign.redact import redact_text, redacted_yaml
 from rlalign.runs import RunFolder, check_run, command_line, open_run
 from rlalign.sections import LoraSection, ModelSection, RunSection
 from rlalign.startup import config_stem, quiet_libraries, say
@@ -129,7 +129,7 @@ def train(config: RewardModelRun, stem: str = "reward_model") -> tuple[RunFolder
     training, held_out = split_pairs(pairs, config.pairs.eval_fraction, config.train.seed)
     tokenizer = reward_tokenizer(config.model, chat=pairs[0].is_chat)
     folder = open_run(config.run, stem)
-    write_atomically(folder.config_yaml, redact_text(resolved_yaml(config)))
+    write_atomically(folder.config_yaml, redacted_yaml(config))
     folder.start(argv=command_line(), world_size=1, seeds={"train": config.train.seed})
     try:
         set_threads(config.train.threads)
@@ -140,7 +140,8 @@ def train(config: RewardModelRun, stem: str = "reward_model") -> tuple[RunFolder
         folder.finish("failed", exit_code(error), first_line(error))
         raise
     write_atomically(folder.path / "report.json", json.dumps(found.as_dict(), indent=1) + "\n")
-    write_atomically(folder.model / "README.md", card(config, pairs[0].is_chat, folder, found))
+    about = card(config, pairs[0].is_chat, folder, found)
+    write_atomically(folder.model / "README.md", redact_text(about))
     folder.finish("done", 0)
     return folder, pairs[0].is_chat, found
 

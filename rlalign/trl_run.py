@@ -15,13 +15,13 @@ from transformers import GenerationConfig
 
 from rlalign.algorithms.ppo import PPORun
 from rlalign.api import no_progress_bars
-from rlalign.config import ConfigError, load_config, resolved_yaml, to_flat
+from rlalign.config import ConfigError, load_config, to_flat
 from rlalign.evaluate import Evaluation, evaluate
 from rlalign.exits import exit_code, run_safely
 from rlalign.models import load_lm, lora_config, silence_dropout
 from rlalign.prompts import scheduled
 from rlalign.ranks import die_with_launcher
-from rlalign.redact import redact_text
+from rlalign.redact import redacted_yaml
 from rlalign.report.card import write_model_card
 from rlalign.report.live import LiveView
 from rlalign.report.plots import draw_plots
@@ -143,7 +143,7 @@ class _Run:
     def _open(self, config: PPORun) -> None:
         if not self.is_main:
             return
-        self.folder.config_yaml.write_text(redact_text(resolved_yaml(config)), encoding="utf-8")
+        self.folder.config_yaml.write_text(redacted_yaml(config), encoding="utf-8")
         self.folder.start(
             argv=command_line(),
             world_size=self.session.ranks.size,
@@ -152,7 +152,7 @@ class _Run:
             method=self.method,
         )
         self.trackers = build_trackers(
-            config.trackers, self.folder, to_flat(config), resolved_yaml(config)
+            config.trackers, self.folder, to_flat(config), redacted_yaml(config)
         )
 
     def _record(self, row: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> None:

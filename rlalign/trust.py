@@ -6,6 +6,7 @@ from typing import Any
 
 from rlalign.config import ConfigError, from_mapping, read_file, to_flat
 from rlalign.problems import dotted, shown
+from rlalign.redact import HIDDEN
 from rlalign.sections import RunConfig
 
 # By these a kind of reward says where texts are sent, and which secrets with them.
@@ -68,8 +69,20 @@ def changed_settings(config: RunConfig, file: Path) -> list[str]:
     return sorted(
         key
         for key in before.keys() | now.keys()
-        if before.get(key) != now.get(key) and not key.startswith(("run.", "train.iterations"))
+        if before.get(key) != now.get(key)
+        and not key.startswith(("run.", "train.iterations"))
+        and HIDDEN not in str(before.get(key))
     )
+
+
+def check_whole(config: RunConfig, file: Path) -> None:
+    """ConfigError where a setting is a secret that the run kept out of its `config.yaml`."""
+    for key, value in to_flat(config).items():
+        if HIDDEN in str(value):
+            raise ConfigError(
+                f"{key}={value} in {file}: a secret is not kept; give it anew, --{key}=VALUE, or "
+                "name settings of your own by --config FILE"
+            )
 
 
 def _mappings(

@@ -15,7 +15,7 @@ from rewards.spec import ENTRY_KEYS
 from rlalign.evaluate import Evaluation
 from rlalign.files import write_atomically
 from rlalign.metrics import bootstrap, difference
-from rlalign.redact import redact_mapping
+from rlalign.redact import redact_mapping, redact_text
 from rlalign.report.visible import escape_markdown
 from rlalign.sections import RunConfig
 
@@ -70,7 +70,7 @@ def write_model_card(
         )
     parts.append(_how_to_load(config, name, is_adapter))
     path = folder / "README.md"
-    write_atomically(path, "\n\n".join(parts) + "\n")
+    write_atomically(path, redact_text("\n\n".join(parts)) + "\n")
     return path
 
 
