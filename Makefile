@@ -41,8 +41,9 @@ test: env-test
 	$(BIN)/python -m pytest $(ARGS)
 
 browser: env-test
-	@command -v chromium chromium-browser google-chrome chrome > /dev/null || \
-		{ echo "no browser here: apt-get install chromium, or put one of them into PATH"; exit 1; }
+	@for name in chromium chromium-browser google-chrome chrome; do \
+		command -v $$name > /dev/null && exit 0; done; \
+		echo "no browser here: apt-get install chromium, or put one into PATH"; exit 1
 	$(BIN)/python -m pytest tests/test_browser.py $(ARGS)
 
 prove: env-test

@@ -1,6 +1,10 @@
 """What a run's own configuration may do, and what files that lie about may: nothing unasked."""
 
+import ast
+import logging
+import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +17,13 @@ from rewards.posting import Server
 from rlalign.algorithms.ppo import PPORun
 from rlalign.cli import main
 from rlalign.config import ConfigError, from_mapping, resolved_yaml
+from rlalign.overrides import Loader
 from rlalign.runs import git_commit
+from rlalign.startup import Printable, quiet_libraries
+from rlalign.trained import saved_model
 from rlalign.trust import changed_settings, powers, settings_of
 
+ROOT = Path(__file__).parent.parent
 HTTP = {"kind": "remote.http", "url": "http://far/", "headers": {"Authorization": "AWS_KEY"}}
 JUDGE = {"kind": "judge.openai", "base_url": "http://far/v1", "api_key_env": "HF_TOKEN"}
 HIDDEN = """
@@ -71,7 +79,7 @@ def test_every_kind_that_asks_a_server_says_so_by_its_settings() -> None:
     asking = []
     for kind in registry.kinds():
         example = dict(registry.get(kind).example or {})
-        module = vars(__import__("sys").modules[registry.get(kind).target.__module__])
+        module = vars(sys.modules[registry.get(kind).target.__module__])
         if Server in module.values():
             asking.append(kind)
             assert powers({"rewards": {"x": example}}), kind
@@ -142,3 +150,60 @@ def test_no_file_monitor_of_the_working_directory_is_started(tmp_path: Path) -> 
     assert git_commit(tmp_path) is not None and not trace.exists()
     subprocess.run(["git", "status"], cwd=tmp_path, check=True, capture_output=True)
     assert trace.exists()  # git itself runs it
+
+
+TAGS = [
+    "!!python/object/apply:os.mkdir [TRACE]",
+    "!!python/object/new:os.mkdir [TRACE]",
+    "!!python/name:os.system",
+    "!!python/module:antigravity",
+    "!!python/object/apply:builtins.exec ['import os; os.mkdir(\"TRACE\")']",
+    "!evil TRACE",
+]
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_no_tag_of_yaml_makes_anything(tmp_path: Path, tag: str) -> None:
+    """In a file, a run's own and an argument: an error, or the text as it was typed."""
+    trace, evil = tmp_path / "trace", tag.replace("TRACE", str(tmp_path / "trace"))
+    (tmp_path / "a.yaml").write_text(f"kl: {{coef: {evil}}}\n")
+    assert main(["config", f"--config={tmp_path / 'a.yaml'}"]) == 2
+    assert main(["config", f"--kl.coef={evil}"]) == 2
+    assert main(["config", f"--run={{name: {evil}}}"]) == 2
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(f"kl: {{coef: {evil}}}\n")
+    assert main(["eval", str(run)]) == 2
+    with pytest.raises(ConfigError):
+        saved_model(run / "config.yaml")
+    assert not trace.exists()
+
+
+def test_every_yaml_is_read_safely() -> None:
+    loaded = set()
+    for path in [*ROOT.glob("rlalign/**/*.py"), *ROOT.glob("rewards/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "yaml":
+                loaded.add(node.attr)
+    assert issubclass(Loader, yaml.SafeLoader)
+    unsafe = {"unsafe_load", "full_load", "load_all", "UnsafeLoader", "FullLoader", "Loader"}
+    assert not loaded & unsafe and {"load", "safe_load"} <= loaded
+
+
+def test_no_configuration_sets_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("CANARY", raising=False)
+    for section in ("env", "environment", "model.env"):
+        (tmp_path / "a.yaml").write_text(f"{section}: {{CANARY: sings}}\n")
+        assert main(["config", f"--config={tmp_path / 'a.yaml'}"]) == 2
+        assert main(["config", f"--{section}.CANARY=sings"]) == 2
+        assert f"{section}" in capsys.readouterr().err
+    assert "CANARY" not in os.environ
+
+
+def test_lines_of_the_log_go_through_our_formatter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    quiet_libraries()
+    [handler] = logging.root.handlers
+    assert isinstance(handler.formatter, Printable)
