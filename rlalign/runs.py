@@ -116,6 +116,7 @@ class RunFolder:
                 "world_size": world_size,
                 "seeds": dict(seeds),
                 "reward_files": {str(path): registry.sha256_of(path) for path in reward_files},
+                "plugins": registry.plugins(),
                 "versions": versions(),
                 "git": git_commit(),
             }

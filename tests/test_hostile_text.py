@@ -7,6 +7,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hostile import TEXTS
 from markdown_it import MarkdownIt
 from tracked_rows import lines
 
+from rewards import RewardSet, parse_entries
 from rewards.contract import RewardError
 from rlalign.cli import main
 from rlalign.compare import table
@@ -166,6 +168,33 @@ def test_a_model_card_has_no_markup_of_a_text(text: str, tmp_path: Path) -> None
     assert card.tags == plain.tags
     assert visible(encodable(text)).split("\\")[0][:80].strip() in card.text
     assert not ACTS.search(card.text)
+
+
+CODE = ["__import__('os').mkdir('TRACE')", "eval('__import__(\"os\").mkdir(\"TRACE\")')",
+        "(lambda: open('TRACE', 'w'))()", "\\text{__import__('os').mkdir('TRACE')}"]  # fmt: skip
+
+
+AROUND = ["{}", "$ {} $", r"\boxed{{{}}}", r"It is $\boxed{{{}}}$.", r"\[ {} \]", "= {}"]
+
+
+@pytest.mark.parametrize("code", CODE)
+@pytest.mark.parametrize("around", AROUND)
+def test_code_in_a_mathematical_answer_is_not_run(code: str, around: str, tmp_path: Path) -> None:
+    """sympy, which compares answers, evaluates what it is given as an expression."""
+    pytest.importorskip("math_verify")
+    trace = tmp_path / "trace"
+    answer = around.format(code.replace("TRACE", str(trace)))
+    score = RewardSet(parse_entries({"right": {"kind": "trl.accuracy_reward"}}))
+    for solution in ("$2$", answer):
+        score(["1 + 1"], [answer], {"solution": [solution]})
+    assert not trace.exists()
+
+
+def test_sympy_alone_would_run_it(tmp_path: Path) -> None:
+    sympy = pytest.importorskip("sympy")
+    with suppress(sympy.SympifyError, TypeError):
+        sympy.parse_expr(CODE[0].replace("TRACE", str(tmp_path / "trace")))
+    assert (tmp_path / "trace").exists()
 
 
 # -- files and trackers

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from canaries import CPU, READERS, adapter, nothing_asked, repository
+from jinja2.exceptions import SecurityError, UndefinedError
 
 from rewards.sequences import SequenceClassifier
 from rlalign import reward_model
@@ -14,6 +15,7 @@ from rlalign.cli import main
 from rlalign.models import load_lm, load_tokenizer
 from rlalign.sections import ModelSection
 from rlalign.trained import whole_model
+from rlalign.trl_bridge import render_chat
 
 
 @pytest.fixture
@@ -93,6 +95,22 @@ def test_no_reward_runs_it(
     (tmp_path / "a.yaml").write_text(f"rewards: {{x: {{kind: {kind}, {more}model: {folder}}}}}")
     with nothing_asked(monkeypatch):
         assert main(["rewards", "probe", f"--config={tmp_path / 'a.yaml'}", "It rains."]) in (2, 5)
+    assert not trace.exists()
+
+
+TEMPLATES = [
+    "{{{{ cycler.__init__.__globals__.os.mkdir('{trace}') }}}}",
+    "{{{{ ''.__class__.__mro__[1].__subclasses__() }}}}",
+    "{{% set x = messages.append(1) %}}",
+]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_chat_template_reaches_nothing_but_its_messages(trace: Path, template: str) -> None:
+    tokenizer = load_tokenizer(ModelSection(name="glass-tiny"))
+    tokenizer.chat_template = template.format(trace=trace)
+    with pytest.raises((SecurityError, UndefinedError)):
+        render_chat([{"role": "user", "content": "Hello."}], tokenizer)
     assert not trace.exists()
 
 

@@ -137,8 +137,10 @@ def test_run_json_tells_the_start_and_the_end(tmp_path, monkeypatch):
     rewards.write_text("changed since = then")
     run = open_run(section(tmp_path, "mine"), "x")
     argv = ["python", "ppo.py", "--hub_token", "canary-1", "--a.api_key=canary-2", "--ppo.lr=1e-4"]
+    monkeypatch.setattr(registry, "plugins", lambda: {"example-rewards": "0.1"})
     run.start(argv=argv, world_size=2, seeds={"train": 3}, reward_files=[rewards])
     begun = run.read_run_json()
+    assert begun["plugins"] == {"example-rewards": "0.1"}
     assert begun["status"] == "running" and begun["world_size"] == 2 and begun["exit_code"] is None
     assert begun["reward_files"] == {str(rewards): ran}  # what runs, not what the file became
     assert begun["command"][-1] == "--ppo.lr=1e-4" and begun["seeds"] == {"train": 3}

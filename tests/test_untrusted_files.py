@@ -10,11 +10,13 @@ import torch
 import yaml
 from canaries import CODE, READERS, Canary, read_by_all, repository
 
-from rewards import embedded
+import rewards
+from rewards import RewardConfigError, embedded
+from rewards.trained import read_classifier
 from rlalign.checkpoint import CheckpointError, best, load_checkpoint, newest_sound
 from rlalign.cli import main
 from rlalign.config import ConfigError, read_file
-from rlalign.files import MANIFEST, seal
+from rlalign.files import MANIFEST, seal, sha256
 from rlalign.runs import RunFolder
 
 # What others write beside a model, and none of ours reads.
@@ -122,6 +124,22 @@ def test_weights_in_a_pickle_run_nothing(
     assert main(["eval", str(run)]) == 3
     assert "which is not opened; save them as safetensors" in capsys.readouterr().err
     assert not trace.exists()
+
+
+def test_no_file_of_a_classifier_runs(tmp_path: Path, trace: Path) -> None:
+    examples = Path(rewards.__file__).parent / "example_classifiers"
+    folder = Path(shutil.copytree(examples / "example-styles", tmp_path / "classifier"))
+    about = json.loads((folder / "classifier.json").read_text())
+    for path in sorted(folder.iterdir()):
+        kept = path.read_bytes()
+        torch.save(Canary(trace), path)
+        if path.name in about["files"]:  # so that it is not the hash that saves us
+            files = about["files"] | {path.name: sha256(path)}
+            (folder / "classifier.json").write_text(json.dumps(about | {"files": files}))
+        with pytest.raises(RewardConfigError, match=path.name):
+            read_classifier(str(folder))
+        assert not trace.exists(), path.name
+        path.write_bytes(kept)
 
 
 def test_pickles_that_lie_about_in_a_run_are_left_alone(
