@@ -32,11 +32,18 @@ def write_atomically(path: Path, text: str) -> None:
     fsync(path.parent)
 
 
-def links_out_of(folder: Path) -> list[Path]:
-    """The symbolic links in a folder, at any depth, through which a write would leave it."""
-    root = folder.resolve()
+def links_out_of(folder: Path, below: str) -> list[Path]:
+    """The symbolic links in a folder, at any depth, through which a write would leave it.
+
+    What lies below its folder `below` is left to whoever keeps that.
+    """
+    root, left_out = folder.resolve(), folder / below
     links = [path for path in folder.rglob("*") if path.is_symlink()]
-    return sorted(path for path in links if not path.resolve().is_relative_to(root))
+    return sorted(
+        path
+        for path in links
+        if left_out not in path.parents and not path.resolve().is_relative_to(root)
+    )
 
 
 def fsync(path: Path) -> None:

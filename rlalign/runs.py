@@ -226,7 +226,8 @@ def git_commit(folder: Path | None = None) -> dict[str, Any] | None:
 
 def _without_links(path: Path) -> RunFolder:
     """The run's folder; one of somebody else could have its files written over yours by links."""
-    if links := links_out_of(path):
+    # W&B links its logs, which lie in the user's home, into folders that it makes anew each time.
+    if links := links_out_of(path, below="wandb"):
         raise ConfigError(
             f"run.name={path.name!r}: {links[0]} is a link to {links[0].resolve()}, out of the "
             "run's folder; put the file there, or remove the link"

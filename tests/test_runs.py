@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -97,16 +98,18 @@ def test_a_link_out_of_the_runs_is_refused(tmp_path):
         open_run(section(tmp_path, "mine"), "x")
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "model/model.safetensors"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "model/model.safetensors", "wandb"])
 def test_a_link_in_a_run_through_which_files_would_be_overwritten_is_refused(tmp_path, name):
     run = open_run(section(tmp_path, "mine"), "x")
     run.config_yaml.write_text("a: 1")
     (run.path / "wandb").mkdir()
-    (run.path / "wandb" / "latest-run").symlink_to(run.path / "wandb")
-    open_run(section(tmp_path, "mine", "auto"), "x")  # a link inside, such as W&B's, is none
     outside = tmp_path / "outside"
     outside.mkdir()
+    (run.path / "plots").symlink_to(run.path / "wandb")
+    (run.path / "wandb" / "debug-core.log").symlink_to(outside)
+    open_run(section(tmp_path, "mine", "auto"), "x")  # links inside, and W&B's own
     (run.path / name).parent.mkdir(exist_ok=True)
+    shutil.rmtree(run.path / name, ignore_errors=True)
     (run.path / name).symlink_to(outside)
     checkpoint = run.checkpoints / "step-000001"
     for resume in ("auto", str(checkpoint)):
