@@ -105,7 +105,7 @@ def test_a_link_in_a_run_through_which_files_would_be_overwritten_is_refused(tmp
     (run.path / "wandb").mkdir()
     outside = tmp_path / "outside"
     outside.mkdir()
-    (run.path / "plots").symlink_to(run.path / "wandb")
+    (run.path / "plots").symlink_to(run.config_yaml)
     (run.path / "wandb" / "debug-core.log").symlink_to(outside)
     open_run(section(tmp_path, "mine", "auto"), "x")  # links inside, and W&B's own
     (run.path / name).parent.mkdir(exist_ok=True)
