@@ -64,7 +64,7 @@ def test_an_adapters_base_is_no_more_trusted(
 @pytest.mark.parametrize("command", [
     "ppo --model.name=FOLDER",
     "grpo --model.name=FOLDER",
-    "doctor --model.name=FOLDER",
+    "doctor --no-probe --model.name=FOLDER",
     "eval FOLDER --model.name=glass-tiny",
     "eval glass-tiny --model.name=FOLDER --out OUT",
     "rewards train --data experiments/data/labelled.jsonl --label style --kind style "

@@ -149,9 +149,14 @@ def test_no_file_of_a_run_holds_a_secret(place: Path) -> None:
     assert saved["far"]["headers"] == {"Authorization": "FAR_AUTH"}  # a name, no secret
 
 
-def test_no_file_of_trls_run_holds_a_secret(place: Path) -> None:
-    launched(place, "grpo", f"--config={place / 'a.yaml'}", "--run.name=grpo")
-    assert list(place.glob("grpo/wandb/offline-run-*/*.wandb"))
+def test_no_file_of_trls_run_holds_a_secret(
+    place: Path, environment: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argument = f"--rewards.own.service_key={SETTING}"
+    monkeypatch.setattr(sys, "argv", ["rlalign", "grpo", argument])
+    argv = ["grpo", f"--config={place / 'a.yaml'}", "--run.name=grpo", "--trackers=tensorboard"]
+    assert main([*argv, argument]) == 0
+    assert list(place.glob("grpo/tensorboard/*"))
     assert leaks(place / "grpo") == []
 
 
