@@ -102,7 +102,10 @@ def measure_apart(
 
     `files` are reward files, which each process loads.
     """
-    command = [sys.executable, "-m", "rewards.bench", json.dumps([kinds, count, files])]
+    # As in rewards.isolation: -m would look for `rewards` in the working directory first.
+    program = "import sys; sys.path[:] = sys.argv[2:]; from rewards.bench import main; "
+    asked = json.dumps([kinds, count, files])
+    command = [sys.executable, "-c", program + "main(sys.argv[1])", asked, *sys.path]
     left = list(kinds)
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, **_OFFLINE}
@@ -162,7 +165,3 @@ def _peak() -> float | None:
         return None
     lines = [line.split() for line in status.splitlines() if line.startswith("VmHWM:")]
     return int(lines[0][1]) / 1024 if lines else None
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

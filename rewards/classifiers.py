@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -46,7 +47,7 @@ class Embedder:
     def __init__(self, model: str, device: str) -> None:
         library = needs("sentence_transformers", "classifiers")
         with loading(model) as path:
-            self._model = library.SentenceTransformer(path, device=device)
+            self._model = library.SentenceTransformer(path, device=device, trust_remote_code=False)
 
     def encode(self, texts: Sequence[str]) -> Floats:
         """(B, D); texts beyond the model's length are cut. Batches are formed by length."""
@@ -132,8 +133,19 @@ def loading(model: str) -> Iterator[str]:
     try:
         with converters.quiet_transformers():
             yield path
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
+    except (OSError, ValueError, pickle.UnpicklingError) as error:
         raise RewardConfigError(
-            f"model={model!r} cannot be loaded ({type(error).__name__}: {reason}); {choices}"
+            f"model={model!r} cannot be loaded ({type(error).__name__}: {first_line(error)}); "
+            f"{choices}"
         ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Why a model cannot be loaded, on one line."""
+    if isinstance(error, pickle.UnpicklingError):  # torch's own words tell how to run it
+        return (
+            "its weights are a pickle of more than tensors, which is not opened; save them as "
+            "safetensors"
+        )
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -13,6 +13,7 @@ from email.utils import parsedate_to_datetime
 from functools import cache
 from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field
 
@@ -48,6 +49,7 @@ Concurrency = Annotated[int, Field(ge=1, le=256, description="requests under way
 
 MOST_BYTES = 16 * 2**20  # of an answer, after decompression
 LONGEST_BACKOFF = 60.0
+SHORTEST = 8  # of a secret in a URL's query; what is shorter is an ordinary word too often
 _jitter = random.Random()  # its own: the global generator belongs to the run
 
 
@@ -70,6 +72,8 @@ class Server:
     ) -> None:
         self._url, self._limits, self._secret_headers = url, limits, secret_headers
         self._shown = url.split("?")[0]  # a query may hold a key
+        given = [value for _, value in parse_qsl(urlsplit(url).query)]
+        self._in_url = [value for value in given if len(value) >= SHORTEST]
 
     def load(self) -> None:
         """Raise RewardConfigError where a header's value cannot be had from the environment."""
@@ -92,7 +96,7 @@ class Server:
         client = httpx.Client(
             headers=headers, limits=httpx.Limits(max_connections=slots), verify=_certificates()
         )
-        call = _Call(client, self._url, self._limits, Hider(secrets.values()))
+        call = _Call(client, self._url, self._limits, Hider([*secrets.values(), *self._in_url]))
         exchanges = [_Exchange(call, content) for content in contents]
         threads = ThreadPoolExecutor(slots, thread_name_prefix="rewards-post")
         try:
@@ -106,7 +110,7 @@ class Server:
 
     def failure(self, rule: str, answer: Any) -> Failure:
         """Why an answer with success is of no use: the rule that it breaks, and what it says."""
-        hide = Hider(self._secret_headers().values())
+        hide = Hider([*self._secret_headers().values(), *self._in_url])
         return Failure(f"got no value from {self._shown} ({rule}: {hide.brief(answer)})")
 
     def _settled(self, future: "Future[Any]", exchange: "_Exchange") -> Any:

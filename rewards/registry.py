@@ -206,6 +206,17 @@ def defined_in(path: str | Path) -> list[str]:
     return sorted(_files[Path(path).resolve()][1])
 
 
+def sha256_of(path: str | Path) -> str:
+    """The hash of a loaded file's code as it was run, whatever stands in the file by now."""
+    return hashlib.sha256(_files[Path(path).resolve()][0]).hexdigest()
+
+
+def plugins() -> dict[str, str]:
+    """The installed packages with an entry point for rewards, and their versions."""
+    points = entry_points(group="rlalign.rewards")
+    return {point.dist.name: point.dist.version for point in points if point.dist}
+
+
 def file_of(kind: str) -> tuple[Path, bytes] | None:
     """The loaded reward file that defines a kind, and its code as it was then."""
     return next(((file, code) for file, (code, defined) in _files.items() if kind in defined), None)

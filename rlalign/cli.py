@@ -137,11 +137,15 @@ def evaluate(
     out: Annotated[
         str | None, typer.Option(help="Folder of the results; by default the one measured.")
     ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="Let what is measured run its code and ask its servers."),
+    ] = False,
 ) -> None:
     """Measure any run or model against a target: moments, divergences, diversity (docs/eval.md)."""
     from rlalign.measure import main as run
 
-    raise typer.Exit(run(run_or_model, context.args, out))
+    raise typer.Exit(run(run_or_model, context.args, out, trust))
 
 
 @app.command(epilog="Example: rlalign compare runs/dpg runs/ppo --out compare.html")

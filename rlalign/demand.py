@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from rewards import embedded, registry
+from rewards.classifiers import first_line
 from rlalign.algorithms.ppo import PPORun
 from rlalign.config import ConfigError
 from rlalign.estimate import FLOAT32, Estimate, Part, Size, Work, estimate, total
@@ -23,7 +24,7 @@ from rlalign.machine import (
     disk_free,
     missing_extras,
 )
-from rlalign.models import check_quantization, check_tokenizer, compute_dtype, first_line, locate
+from rlalign.models import check_quantization, check_tokenizer, compute_dtype, locate
 from rlalign.prompts import load_prompts, read_rows
 from rlalign.sections import ModelSection, PromptsSection
 from rlalign.session import longest_prompt

@@ -79,7 +79,7 @@ def run_safely(job: Callable[[], None]) -> int:
         job()
     except (Exception, KeyboardInterrupt, Interrupted) as error:
         if not isinstance(error, OURS) and not is_out_of_memory(error):
-            traceback.print_exc()
+            print(printable(traceback.format_exc()), end="", file=sys.stderr, flush=True)
         # A configuration is wrong on every rank alike; once is enough.
         if not isinstance(error, ConfigError) or os.environ.get("RANK", "0") == "0":
             print(printable(f"rlalign: {last_line(error)}"), file=sys.stderr, flush=True)

@@ -63,7 +63,8 @@ def write_atomically(path: Path, text: str) -> None:
     writing = path.with_name(f".{path.name}.tmp")
     with writing_to(path):
         try:
-            with open(writing, "w", encoding="utf-8") as file:
+            writing.unlink(missing_ok=True)  # of a crash; a link there would be followed
+            with open(writing, "x", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
@@ -80,6 +81,20 @@ def make_folder(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
         fsync(folder.parent)
+
+
+def links_out_of(folder: Path, below: str) -> list[Path]:
+    """The symbolic links in a folder, at any depth, through which a write would leave it.
+
+    What lies below its folder `below` is left to whoever keeps that.
+    """
+    root, left_out = folder.resolve(), folder / below
+    links = [path for path in folder.rglob("*") if path.is_symlink()]
+    return sorted(
+        path
+        for path in links
+        if left_out not in path.parents and not path.resolve().is_relative_to(root)
+    )
 
 
 def fsync(path: Path) -> None:

@@ -3,12 +3,11 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlalign.files import sha256
+from rewards import registry
 from rlalign.policy import Policy
 from rlalign.prompts import PromptSet
 from rlalign.session import Session
@@ -23,7 +22,9 @@ def fingerprint(session: Session) -> dict[str, Any]:
         "base": hash_of_weights(frozen),
         "base_dtype": str(next(iter(frozen.values())).dtype).removeprefix("torch."),
         "prompts": hash_of_prompts(session.prompts, session.eval_prompts),
-        "reward_files": {str(file): sha256(Path(file)) for file in session.config.reward_files},
+        "reward_files": {
+            str(file): registry.sha256_of(file) for file in session.config.reward_files
+        },
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "device": device_name(session.ranks.device),

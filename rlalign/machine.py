@@ -14,6 +14,7 @@ from accelerate.commands.config.config_args import default_yaml_config_file
 from packaging.requirements import Requirement
 
 from rewards import embedded
+from rewards.classifiers import first_line
 from rlalign.models import has_bfloat16
 from rlalign.ranks import allowed_cores
 from rlalign.wandb_tracker import logged_in
@@ -49,7 +50,8 @@ def look(run_dir: str, trackers: list[str]) -> tuple[Facts, list[Finding]]:
     missing = missing_extras()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     memory = available_memory()
-    launch, complaints = launcher(dict(os.environ), read_launcher())
+    saved, damaged = read_launcher()
+    launch, complaints = launcher(dict(os.environ), saved)
     facts = {
         "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "libraries": ", ".join(versions),
@@ -66,7 +68,7 @@ def look(run_dir: str, trackers: list[str]) -> tuple[Facts, list[Finding]]:
         "W&B": wandb_line(trackers, dict(os.environ)),
         "accelerate launch": launch,
     }
-    return facts, mismatches + complaints
+    return facts, mismatches + damaged + complaints
 
 
 def libraries() -> tuple[list[str], list[Finding]]:
@@ -239,13 +241,17 @@ def limit_of(group: Path, most: str, used: str, cached: str) -> list[tuple[int, 
 # -- launching -------------------------------------------------------------------------------------
 
 
-def read_launcher() -> Mapping[str, object]:
-    """The settings that `accelerate config` saved; empty where there are none."""
+def read_launcher() -> tuple[Mapping[str, object], list[Finding]]:
+    """The settings that `accelerate config` saved, empty where there are none, and their damage."""
     file = Path(default_yaml_config_file)
     if not file.is_file():
-        return {}
-    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return settings if isinstance(settings, dict) else {}
+        return {}, []
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        says = f"{file}, which accelerate would read, cannot be read: {first_line(error)}"
+        return {}, [Finding(says, "remove it, or run `accelerate config` again")]
+    return settings if isinstance(settings, dict) else {}, []
 
 
 def launcher(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlalign.checkpoint import load_checkpoint, newest_sound
-from rlalign.config import ConfigError, load_config
+from rlalign.config import ConfigError, from_mapping, load_config
 from rlalign.exits import run_safely
 from rlalign.fitting import InfeasibleError, fit_target
 from rlalign.methods import METHODS
@@ -18,23 +18,32 @@ from rlalign.sections import RunConfig
 from rlalign.session import Session
 from rlalign.startup import quiet_libraries, say
 from rlalign.target import Target
+from rlalign.terminal import printable
 from rlalign.trained import is_checkpoint, load_trained, settings_for
+from rlalign.trust import check_whole, settings_of
 from rlalign.yardstick.measured import measure as measured
 from rlalign.yardstick.numbers import as_json, write_json, write_rows
 
 
-def main(run_or_model: str, arguments: Sequence[str], out: str | None = None) -> int:
+def main(
+    run_or_model: str, arguments: Sequence[str], out: str | None = None, trust: bool = False
+) -> int:
     """Measure as its own or `--config`'s settings say; the exit code of `rlalign.exits`."""
     quiet_libraries()
 
     def job() -> None:
-        measure(run_or_model, arguments, out)
+        measure(run_or_model, arguments, out, trust)
 
     return run_safely(job)
 
 
-def measure(run_or_model: str, arguments: Sequence[str], out: str | None = None) -> dict[str, Any]:
-    """What is in `eval.json`, which is written beside `eval_samples.jsonl` and `eval.png`."""
+def measure(
+    run_or_model: str, arguments: Sequence[str], out: str | None = None, trust: bool = False
+) -> dict[str, Any]:
+    """What is in `eval.json`, which is written beside `eval_samples.jsonl` and `eval.png`.
+
+    Under `trust` the run's own configuration, and code beside the model, may do what they like.
+    """
     folder = Path(run_or_model).expanduser()
     place = Path(out) if out is not None else folder
     if not place.is_dir():
@@ -44,13 +53,13 @@ def measure(run_or_model: str, arguments: Sequence[str], out: str | None = None)
                 "--out results"
             )
         place.mkdir(parents=True, exist_ok=True)
-    config = configuration(folder, arguments)
+    config = configuration(folder, arguments, trust)
     for line in shared_warnings(config):  # what only training asks for is no matter here
         say(f"warning: {line}")
     model = folder / "model" if (folder / "model").is_dir() else folder
     source = str(model) if folder.is_dir() else run_or_model
     with Session(settings_for(source, config)) as session:
-        load_trained(session, source)
+        load_trained(session, source, trust)
         coef = final_coef(folder, config)
         target, unfitted = fitted_target(session, folder)
         found = measured(session, coef, target, unfitted)
@@ -69,9 +78,10 @@ def measure(run_or_model: str, arguments: Sequence[str], out: str | None = None)
         write_rows(place / "eval_samples.jsonl", found.drawn.rows)
         write_json(place / "eval.json", content)
         print(yardstick_table(content))
+        (place / "eval.png").unlink(missing_ok=True)  # a link there would be followed
         draw_yardstick(content, place / "eval.png")
         for name in ("eval.json", "eval_samples.jsonl", "eval.png"):
-            print(f"{name:<19} {place / name}")
+            print(printable(f"{name:<19} {place / name}"))
     return content
 
 
@@ -82,14 +92,21 @@ def precision(session: Session) -> str:
     return "float32" if is_float32 else str(own).removeprefix("torch.")
 
 
-def configuration(folder: Path, arguments: Sequence[str]) -> RunConfig:
-    """`--config`'s settings, or the run's own, as those of the method that trained it."""
+def configuration(folder: Path, arguments: Sequence[str], trust: bool = False) -> RunConfig:
+    """`--config`'s settings, or the run's own, as those of the method that trained it.
+
+    ConfigError where the run's own need `trust`.
+    """
     own = (folder.absolute().parents[1] if is_checkpoint(folder) else folder) / "config.yaml"
     has_config = any(argument.lstrip("-").partition("=")[0] == "config" for argument in arguments)
     if not has_config and not own.is_file():
         raise ConfigError(f"{folder} has no config.yaml; say by --config FILE what to measure")
     run_model = METHODS[method_of(folder)].run_model
-    return load_config(run_model, arguments, default=None if has_config else own)
+    if has_config:
+        return load_config(run_model, arguments)
+    config = from_mapping(run_model, settings_of(str(folder), own, trust), arguments)
+    check_whole(config, own)
+    return config
 
 
 def recorded_method(folder: Path) -> str | None:

@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from rewards import classifiers, embedded
+from rewards.classifiers import first_line
 from rlalign import trl_bridge
 from rlalign.config import ConfigError
 from rlalign.policy import Policy
@@ -107,7 +109,7 @@ def load_lm(model: ModelSection, device: torch.device) -> nn.Module:
         lm: nn.Module = AutoModelForCausalLM.from_pretrained(
             source, config=config, attn_implementation=model.attention, **options
         )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError, pickle.UnpicklingError) as error:
         raise ConfigError(
             f"model.name={model.name} cannot be loaded: {first_line(error)}"
         ) from error
@@ -181,9 +183,3 @@ def silence_dropout(lm: nn.Module) -> None:
         for field in DROPOUTS:
             if isinstance(vars(module).get(field), float):
                 setattr(module, field, 0.0)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, for messages that must stay on one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -4,16 +4,17 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from rlalign.config import changed_settings, resolved_yaml, to_flat
+from rlalign.config import to_flat
 from rlalign.endings import Ending, found
 from rlalign.evaluate import Evaluation
 from rlalign.exits import AuditStop, Preempted, exit_code, last_line
 from rlalign.files import write_atomically
-from rlalign.redact import redact_text
+from rlalign.redact import redacted_yaml
 from rlalign.report.live import LiveView
 from rlalign.runs import RunFolder, command_line
 from rlalign.session import Session
 from rlalign.tracking import Trackers, build_trackers
+from rlalign.trust import changed_settings
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class RunRecorder:
             logger.warning("resumed with other settings than before: %s", ", ".join(changed))
         self.is_begun = True
         found(folder.path)
-        write_atomically(folder.config_yaml, redact_text(resolved_yaml(config)))
+        write_atomically(folder.config_yaml, redacted_yaml(config))
         folder.start(
             argv=command_line(),
             world_size=self.ranks.size,
@@ -50,7 +51,7 @@ class RunRecorder:
     def start_trackers(self, iteration: int) -> None:
         """After the fit: a wish that cannot be had leaves nothing behind."""
         if self.is_main:
-            told = to_flat(self.config), resolved_yaml(self.config)
+            told = to_flat(self.config), redacted_yaml(self.config)
             self._trackers = build_trackers(self.config.trackers, self.folder, *told, iteration)
 
     def note(self, **fields: Any) -> None:

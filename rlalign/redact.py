@@ -1,9 +1,15 @@
 """Secrets out of what a run writes down: command lines, configurations, messages."""
 
+import base64
+import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
+
+from rlalign.fields import Section
+from rlalign.overrides import dump_yaml
 
 HIDDEN = "[hidden]"
 # `token` at the end hides hub_token and leaves max_new_tokens and micro_batch_tokens alone.
@@ -19,6 +25,11 @@ INLINE = re.compile(
     r"(?P<name>\b[\w.-]*(?:(?:api|access|auth|hub|hf|private|secret|wandb)[_-]?(?:key|token)"
     r"|password|passwd|passphrase|secret)[\"']?[ \t]*[:=][ \t]*)"
     r"(?P<value>[\"']?[^\s\"',;&}\]]+[\"']?)",
+    re.I,
+)
+IN_URL = re.compile(
+    r"(?P<name>[?&;][\w.-]*(?:key|token|secret|password|passwd|auth|sig|signature|credential)s?=)"
+    r"(?P<value>[^&;#\s\"']+)",
     re.I,
 )
 ASSIGNMENT = re.compile(r"(?P<name>-{0,2}[\w.-]+)=(?P<value>.*)", re.S)
@@ -48,28 +59,51 @@ def redact_command(argv: Sequence[str]) -> list[str]:
 
 def redact_text(text: str) -> str:
     """`text` without the secrets of this process's environment and what has a key's known form."""
-    for name, value in os.environ.items():
-        is_folder = name in ("PWD", "OLDPWD")  # no password, but the working directory
-        if is_secret_name(name) and not is_folder and len(value) >= SHORTEST:
-            text = text.replace(value, HIDDEN)
-    text = INLINE.sub(_hide_value, text)
+    for secret in _secrets():
+        text = text.replace(secret, HIDDEN)
+    text = INLINE.sub(_hide_value, IN_URL.sub(_hide_value, text))
     return SECRET_VALUE.sub(HIDDEN, text)
 
 
+def _secrets() -> Iterator[str]:
+    """Values of the environment's secrets, as they are and as JSON, URLs and base64 write them."""
+    for name, value in os.environ.items():
+        is_folder = name in ("PWD", "OLDPWD")  # no password, but the working directory
+        if is_secret_name(name) and not is_folder and len(value) >= SHORTEST:
+            content = value.encode("utf-8", "surrogateescape")
+            yield value
+            yield json.dumps(value)[1:-1]
+            yield quote(content, safe="")
+            yield quote(content)  # as a path, with its slashes
+            yield base64.b64encode(content).decode().rstrip("=")
+
+
 def _hide_value(match: re.Match[str]) -> str:
-    """What names a variable of the environment is no secret, and a resumed run needs it."""
     value = match["value"].strip("\"'")
-    is_harmless = value in os.environ or HIDDEN.startswith(value)
-    return match[0] if is_harmless else match["name"] + HIDDEN
+    return match[0] if is_harmless(value) or HIDDEN.startswith(value) else match["name"] + HIDDEN
 
 
-def redact_mapping(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """A flat configuration with `[hidden]` for its secrets, told by name or by form."""
-    return {
-        name: HIDDEN
-        if isinstance(value, str) and is_secret_name(name)
-        else redact_text(value)
-        if isinstance(value, str)
-        else value
-        for name, value in flat.items()
-    }
+def is_harmless(value: str) -> bool:
+    """Whether this names a variable of the environment, which a resumed run needs."""
+    return value in os.environ
+
+
+def redact_mapping(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration, flat or nested, with `[hidden]` for secrets, told by name or by form."""
+    return {name: _redacted(value, str(name)) for name, value in given.items()}
+
+
+def redacted_yaml(config: Section) -> str:
+    """`resolved_yaml` without the secrets, which have to be given anew to whoever reads it."""
+    return dump_yaml(redact_mapping(config.model_dump(mode="json")))
+
+
+def _redacted(value: Any, name: str) -> Any:
+    if isinstance(value, str):
+        is_secret = is_secret_name(name) and not is_harmless(value)
+        return HIDDEN if is_secret else redact_text(value)
+    if isinstance(value, Mapping):
+        return redact_mapping(value)
+    if isinstance(value, list | tuple):
+        return [_redacted(item, name) for item in value]
+    return value

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -20,23 +21,25 @@ from transformers import (
 )
 
 from rewards import classifiers
+from rewards.classifiers import first_line
 from rewards.preference import Preference
 from rewards.trl_style import plain_text
 from rlalign import trl_bridge
-from rlalign.config import ConfigError, load_config, resolved_yaml
+from rlalign.config import ConfigError, load_config
 from rlalign.exits import exit_code, run_safely
 from rlalign.fields import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
 from rlalign.files import write_atomically
-from rlalign.models import first_line, has_bfloat16, load_tokenizer, locate
+from rlalign.models import has_bfloat16, load_tokenizer, locate
 from rlalign.overrides import dump_yaml
 from rlalign.pairs import Pair, Report, Text, read_pairs, report, split_pairs
 from rlalign.ranks import set_threads
-from rlalign.redact import redact_text
+from rlalign.redact import redact_text, redacted_yaml
 from rlalign.run_section import RunSection
 from rlalign.runs import RunFolder, check_run, command_line, open_run
 from rlalign.sections import LoraSection, ModelSection
 from rlalign.startup import config_stem, quiet_libraries, say
 
+DAMAGED = (SafetensorError, UnpicklingError)
 DEFAULT = "experiments/reward_model.yaml"
 
 
@@ -127,7 +130,7 @@ def train(config: RewardModelRun, stem: str = "reward_model") -> tuple[RunFolder
     training, held_out = split_pairs(pairs, config.pairs.eval_fraction, config.train.seed)
     tokenizer = reward_tokenizer(config.model, chat=pairs[0].is_chat)
     folder = open_run(config.run, stem)
-    write_atomically(folder.config_yaml, redact_text(resolved_yaml(config)))
+    write_atomically(folder.config_yaml, redacted_yaml(config))
     folder.start(argv=command_line(), world_size=1, seeds={"train": config.train.seed})
     try:
         set_threads(config.train.threads)
@@ -138,7 +141,8 @@ def train(config: RewardModelRun, stem: str = "reward_model") -> tuple[RunFolder
         folder.finish("failed", exit_code(error), first_line(error))
         raise
     write_atomically(folder.path / "report.json", json.dumps(found.as_dict(), indent=1) + "\n")
-    write_atomically(folder.model / "README.md", card(config, pairs[0].is_chat, folder, found))
+    about = card(config, pairs[0].is_chat, folder, found)
+    write_atomically(folder.model / "README.md", redact_text(about))
     folder.finish("done", 0)
     return folder, pairs[0].is_chat, found
 
@@ -236,7 +240,7 @@ def _classifier(section: ModelSection) -> Any:
             attn_implementation=section.attention,
             dtype=torch.float32,
         )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, *DAMAGED) as error:
         raise ConfigError(
             f"model.name={section.name} cannot be loaded as a reward model: {first_line(error)}"
         ) from error

@@ -16,8 +16,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from rewards import registry
 from rlalign.checkpoint import CheckpointError
-from rlalign.files import MANIFEST, FileError, make_folder, read_json, sha256, write_atomically
+from rlalign.files import (
+    MANIFEST,
+    FileError,
+    links_out_of,
+    make_folder,
+    read_json,
+    write_atomically,
+)
 from rlalign.problems import ConfigError
 from rlalign.redact import redact_command, redact_text
 from rlalign.run_section import RunSection
@@ -115,7 +123,8 @@ class RunFolder:
                 "command": redact_command(argv),
                 "world_size": world_size,
                 "seeds": dict(seeds),
-                "reward_files": {str(path): sha256(Path(path)) for path in reward_files},
+                "reward_files": {str(path): registry.sha256_of(path) for path in reward_files},
+                "plugins": registry.plugins(),
                 "versions": versions(),
                 "git": git_commit(),
             }
@@ -181,7 +190,7 @@ def open_run(run: RunSection, stem: str) -> RunFolder:
             raise ConfigError("run.resume='auto' needs run.name, to know which run to go on with")
         owner = _run_of(checkpoint) if checkpoint else None
         if owner is not None and owner.is_dir() and owner.parent.resolve() == root.resolve():
-            return RunFolder(owner)
+            return _without_links(owner)
         return _new_run(root, stem)
     path = root / run.name
     inside = path.resolve().parent == root.resolve()
@@ -197,7 +206,7 @@ def open_run(run: RunSection, stem: str) -> RunFolder:
             raise ConfigError(_HELD.format(name=run.name, path=path))
         for name in BLANK:  # of a start that came to nothing
             (path / name).unlink(missing_ok=True)
-    return RunFolder(path)
+    return _without_links(path)
 
 
 def holds_a_run(path: Path) -> bool:
@@ -229,7 +238,8 @@ def git_commit(folder: Path | None = None) -> dict[str, Any] | None:
     """Commit of the working tree, and whether files in it differ; None outside of one."""
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder or Path.cwd()), *arguments]
+        # A folder's own settings may name a program to run for `status`.
+        command = ["git", "-c", "core.fsmonitor=false", "-C", str(folder or Path.cwd()), *arguments]
         result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
         return result.stdout.strip()
 
@@ -238,6 +248,17 @@ def git_commit(folder: Path | None = None) -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "changed": bool(status)}
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _without_links(path: Path) -> RunFolder:
+    """The run's folder; one of somebody else could have its files written over yours by links."""
+    # W&B links its logs, which lie in the user's home, into folders that it makes anew each time.
+    if links := links_out_of(path, below="wandb"):
+        raise ConfigError(
+            f"run.name={path.name!r}: {links[0]} is a link to {links[0].resolve()}, out of the "
+            "run's folder; put the file there, or remove the link"
+        )
+    return RunFolder(path)
 
 
 def _new_run(root: Path, stem: str) -> RunFolder:

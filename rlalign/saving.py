@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig
 
+from rewards.classifiers import first_line
 from rlalign.checkpoint import Checkpoint, CheckpointError
 from rlalign.files import fsync, make_folder, writing_to
-from rlalign.models import first_line
 from rlalign.optimizer_state import flatten_optimizer, restore_optimizer
 from rlalign.session import Session
 from rlalign.trainer import Trainer

@@ -23,11 +23,20 @@ def say(line: str) -> None:
         print(printable(f"rlalign: {line}"), file=sys.stderr, flush=True)
 
 
+class Printable(logging.Formatter):
+    """Log lines in which nothing acts on the terminal: they may hold what a model wrote."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def quiet_libraries() -> None:
     """Our own notices on stderr, libraries' only from warnings on, progress bars off."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Printable("%(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     level = logging.INFO if is_rank_zero() else logging.WARNING
     for name in ("rlalign", "rewards"):
         logging.getLogger(name).setLevel(level)

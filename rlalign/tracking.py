@@ -171,7 +171,8 @@ class TensorBoardTracker:
     def samples(self, step: int, rows: Sequence[Row]) -> None:
         for index, row in enumerate(rows):
             text = encodable(json.dumps(finite(row), indent=1, ensure_ascii=False))
-            literal = "\n".join(f"    {line}" for line in text.splitlines())
+            # Not splitlines: a text may hold U+2028, which JSON leaves as it is.
+            literal = "\n".join(f"    {line}" for line in text.split("\n"))
             name = f"samples/{row.get('split', 'train')}/{index}"
             self._writer.add_text(name, literal, step)
 

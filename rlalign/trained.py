@@ -5,19 +5,20 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
-import yaml
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from rewards import embedded
+from rewards.classifiers import first_line
 from rlalign.checkpoint import CheckpointError, load_checkpoint
-from rlalign.config import ConfigError
-from rlalign.models import first_line, lora_config, silence_dropout
+from rlalign.config import ConfigError, read_file
+from rlalign.models import lora_config, silence_dropout
 from rlalign.policy import Policy
 from rlalign.sections import LoraSection, RunConfig
 from rlalign.session import Session, longest_prompt
@@ -25,7 +26,7 @@ from rlalign.startup import say
 
 Run = TypeVar("Run", bound=RunConfig)
 BROKEN = (
-    SafetensorError, OSError, KeyError, RuntimeError, ValueError, ImportError, yaml.YAMLError,
+    SafetensorError, UnpicklingError, OSError, KeyError, RuntimeError, ValueError, ImportError
 )  # fmt: skip
 
 
@@ -88,8 +89,7 @@ def saved_model(file: Path) -> dict[str, Any]:
     """The section `model` of a run's configuration; nothing where it was not kept."""
     if not file.is_file():
         return {}
-    found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    own = found.get("model") if isinstance(found, dict) else None
+    own = read_file(file).get("model")
     if not isinstance(own, dict):
         raise ValueError(f"{file} holds no section model")
     return own
@@ -120,16 +120,18 @@ class Apart(Policy):
         return clone
 
 
-def load_trained(session: Session, source: str) -> None:
+def load_trained(session: Session, source: str, trust: bool = False) -> None:
     """Make a checkpoint, an adapter or a whole model the session's policy.
 
     `source` is a folder, an embedded model's name or a hub id. A whole model may be of another
     architecture than the reference, which stays as it is, and its embeddings may have more rows.
+    Code that lies in the folder runs only under `trust`, and that of the hub never does.
     Raises CheckpointError where a checkpoint's weights do not fit or nothing can be read,
     ConfigError where the model reads other tokens than the reference or `check_base` refuses it.
     """
     policy, name = session.policy, session.config.model.name
     folder = Path(source).expanduser()
+    runs_code = trust and folder.is_dir()
     try:
         check_base(source, session.config)
         if is_checkpoint(folder):
@@ -138,9 +140,10 @@ def load_trained(session: Session, source: str) -> None:
                 for key, parameter in policy.trainable().items():
                     parameter.copy_(saved[key])
             return
-        check_tokens(session.tokenizer, source, session.config)
+        check_tokens(session.tokenizer, source, runs_code)
         with policy.reference() as reference:
-            lm, origin = whole_model(source, session.config, reference.lm), reference.lm
+            origin = reference.lm
+            lm = whole_model(source, session.config, origin, runs_code)
         check_end(lm, session.tokenizer, source)
         check_length(lm, session, source)
         cut_to_the_same(lm, origin, len(session.tokenizer), source)
@@ -150,12 +153,17 @@ def load_trained(session: Session, source: str) -> None:
     except BROKEN as error:
         if isinstance(error, ConfigError | CheckpointError):
             raise
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(
+                f"{source} comes with Python code, which is not run; if you trust whoever made it, "
+                "add --trust (for a folder; of a hub id make a local copy first)"
+            ) from error
         raise CheckpointError(
             f"{source} holds no weights that fit model.name={name}: {first_line(error)}"
         ) from error
 
 
-def whole_model(source: str, config: RunConfig, reference: nn.Module) -> Any:
+def whole_model(source: str, config: RunConfig, reference: nn.Module, runs_code: bool) -> Any:
     """The model that a folder, name or hub id stands for; an adapter is merged into a copy of the
     reference."""
     folder = Path(source).expanduser()
@@ -163,14 +171,9 @@ def whole_model(source: str, config: RunConfig, reference: nn.Module) -> Any:
         adapted: Any = PeftModel.from_pretrained(copy.deepcopy(reference), folder)
         return adapted.merge_and_unload()
     return AutoModelForCausalLM.from_pretrained(
-        where_of(source), dtype=torch.float32, trust_remote_code=is_trusted(source, config),
+        where_of(source), dtype=torch.float32, trust_remote_code=runs_code,
         attn_implementation=config.model.attention,
     )  # fmt: skip
-
-
-def is_trusted(source: str, config: RunConfig) -> bool:
-    """Whether the code beside a model runs: the reference's setting, and only from this disk."""
-    return config.model.trust_remote_code and Path(source).expanduser().is_dir()
 
 
 def where_of(source: str) -> str:
@@ -225,7 +228,7 @@ def cut_to_the_same(lm: Any, reference: Any, tokens: int, source: str) -> None:
         each.resize_token_embeddings(min(rows))
 
 
-def check_tokens(tokenizer: PreTrainedTokenizerBase, source: str, config: RunConfig) -> None:
+def check_tokens(tokenizer: PreTrainedTokenizerBase, source: str, runs_code: bool) -> None:
     """Refuse a model whose own tokenizer, where it has one, reads text otherwise.
 
     It may have more tokens, as where one for padding was added.
@@ -234,9 +237,7 @@ def check_tokens(tokenizer: PreTrainedTokenizerBase, source: str, config: RunCon
     files = ("tokenizer.json", "tokenizer_config.json")
     if folder.is_dir() and not any((folder / name).is_file() for name in files):
         return
-    own = AutoTokenizer.from_pretrained(
-        where_of(source), trust_remote_code=is_trusted(source, config)
-    )
+    own = AutoTokenizer.from_pretrained(where_of(source), trust_remote_code=runs_code)
     text = "The Queen said: “Off with her head!”, 3.14 naïve\n\ttimes."
     has_all = tokenizer.get_vocab().items() <= own.get_vocab().items()
     if not has_all or own(text).input_ids != tokenizer(text).input_ids:

@@ -17,14 +17,14 @@ from transformers import GenerationConfig
 from rlalign import endings
 from rlalign.algorithms.ppo import PPORun
 from rlalign.api import no_progress_bars
-from rlalign.config import ConfigError, load_config, resolved_yaml, to_flat
+from rlalign.config import ConfigError, load_config, to_flat
 from rlalign.evaluate import Evaluation, evaluate
 from rlalign.exits import Preempted, exit_code, last_line
 from rlalign.files import write_atomically
 from rlalign.models import load_lm, lora_config, silence_dropout
 from rlalign.prompts import scheduled
 from rlalign.ranks import Ranks
-from rlalign.redact import redact_text
+from rlalign.redact import redacted_yaml
 from rlalign.report.card import write_model_card
 from rlalign.report.live import LiveView
 from rlalign.report.plots import draw_plots
@@ -153,7 +153,7 @@ class _Run:
         if not self.is_main:
             return
         endings.found(self.folder.path)
-        write_atomically(self.folder.config_yaml, redact_text(resolved_yaml(config)))
+        write_atomically(self.folder.config_yaml, redacted_yaml(config))
         self.folder.start(
             argv=command_line(),
             world_size=self.session.ranks.size,
@@ -162,7 +162,7 @@ class _Run:
             method=self.method,
         )
         self.trackers = build_trackers(
-            config.trackers, self.folder, to_flat(config), resolved_yaml(config)
+            config.trackers, self.folder, to_flat(config), redacted_yaml(config)
         )
 
     def _record(self, row: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> None:

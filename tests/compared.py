@@ -84,6 +84,27 @@ def run(label: str, distance: float = 0.5, **changes: Any) -> Measured:
     return Measured(label, content(distance, **changes), samples, metrics)
 
 
+def hostile_run(text: str) -> Measured:
+    """A run in which `text` stands wherever there is text."""
+    plain = run(text)
+    samples = [{"prompt": text, "response": text, "drawn_by": "policy"}]
+    witness = [{"prompt": text, "response": text, "log_ratio": None}]
+    everything = plain.content | {
+        "reference_model": text,
+        "measured": text,
+        "method": text,
+        "target": {"formula": text, "hash": "h", "notes": [text], "lambdas": {text: 1.0}},
+        "features": {
+            text: plain.content["features"]["lost"],
+            f"{text} 2": plain.content["features"]["asked"],
+        },
+        "witnesses": {"too_often": witness},
+        "support": support(ess=0.0, pareto_k=None, refusal=text),
+        "log_z": {"lower": known(1.0), "upper": NONE | {"note": f"{text} 3"}},
+    }
+    return Measured(text, everything, samples, [])
+
+
 def written(folder: Path, **changes: Any) -> Path:
     folder.mkdir(parents=True)
     (folder / "eval.json").write_text(json.dumps(content(**changes)))

@@ -197,3 +197,11 @@ def test_the_card_says_which_prompts_were_measured(tmp_path):
     trained = dataclasses.replace(after, is_held_out=False)
     text = write_model_card(tmp_path, config(), after, trained, 40).read_text()
     assert "responses to training prompts" in text and "to held-out" not in text
+
+
+def test_a_secret_in_a_path_or_a_warning_is_no_part_of_the_card(tmp_path, monkeypatch):
+    secret = "canary_in_the_environment"  # whose dashes Markdown escapes
+    monkeypatch.setenv("MY_TOKEN", secret)
+    given = config(prompts={"path": f"{secret}.jsonl"}, model={"name": f"/models/{secret}"})
+    front, body = card(tmp_path, given, caveats=[secret], audit=[secret])
+    assert "canary" not in body + str(front) and body.count("hidden") >= 5

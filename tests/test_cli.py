@@ -94,10 +94,10 @@ def test_ppo_passes_every_argument_on_and_gives_the_exit_code_back(passed_on):
 def test_eval_passes_the_run_and_every_argument_on(passed_on):
     given = ["--config", "a.yaml", "--kl.coef=0.2"]
     assert main(["eval", "runs/a", *given]) == 3
-    assert main(["eval", "a/hub-id", *given, "--out", "there"]) == 3
+    assert main(["eval", "a/hub-id", *given, "--out", "there", "--trust"]) == 3
     assert passed_on == [
-        ("rlalign.measure", "runs/a", given, None),
-        ("rlalign.measure", "a/hub-id", given, "there"),
+        ("rlalign.measure", "runs/a", given, None, False),
+        ("rlalign.measure", "a/hub-id", given, "there", True),
     ]
 
 

@@ -5,9 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from compared import NONE, content, feature, known, row_of, run, section_of, support
+from compared import (
+    NONE,
+    content,
+    feature,
+    hostile_run,
+    known,
+    row_of,
+    run,
+    section_of,
+    support,
+)  # fmt: skip
 
-from rlalign.compare import Measured
 from rlalign.report import compare_pictures
 from rlalign.report.compare_page import compare_page
 from rlalign.report.compare_pictures import final, frontier, sign, way
@@ -41,23 +50,7 @@ def test_the_page_needs_nothing_beside_it():
 
 
 def test_text_of_a_run_is_never_markup():
-    hostile = run(HOSTILE)
-    samples = [{"prompt": HOSTILE, "response": HOSTILE, "drawn_by": "policy"}]
-    witness = [{"prompt": HOSTILE, "response": HOSTILE, "log_ratio": None}]
-    everything = hostile.content | {
-        "reference_model": HOSTILE,
-        "measured": HOSTILE,
-        "method": HOSTILE,
-        "target": {"formula": HOSTILE, "hash": "h", "notes": [HOSTILE], "lambdas": {HOSTILE: 1.0}},
-        "features": {
-            HOSTILE: hostile.content["features"]["lost"],
-            f"{HOSTILE} 2": hostile.content["features"]["asked"],
-        },
-        "witnesses": {"too_often": witness},
-        "support": support(ess=0.0, pareto_k=None, refusal=HOSTILE),
-        "log_z": {"lower": known(1.0), "upper": NONE | {"note": f"{HOSTILE} 3"}},
-    }
-    page = compare_page([Measured(HOSTILE, everything, samples, [])], [HOSTILE])
+    page = compare_page([hostile_run(HOSTILE)], [HOSTILE])
     assert "<script" not in page and "\x1b" not in page and "\u202e" not in page
     assert set(re.findall(r"<(?!/)(\w+)", page)) <= {
         "html", "head", "meta", "title", "style", "body", "h1", "h2", "section", "p", "pre", "div",

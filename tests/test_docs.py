@@ -191,6 +191,7 @@ def check_rlalign(arguments):
         load_config(METHODS[name].run_model, rest, default="experiments/quickstart.yaml")
     elif name == "eval":
         settings = rest[1 : rest.index("--out")] if "--out" in rest else rest[1:]
+        settings = [a for a in settings if a not in OWN_OPTIONS]
         load_config(PPORun, settings, default="my_run.yaml")
     elif name == "compare":
         assert name in typer.main.get_command(cli.app).commands and rest
@@ -250,7 +251,7 @@ def check_wandb(arguments):
         assert yaml.safe_load(Path(arguments[1]).read_text("utf-8"))["command"]
 
 
-OWN_OPTIONS = ("--schema", "--markdown", "--no-probe", "--processes")
+OWN_OPTIONS = ("--schema", "--markdown", "--no-probe", "--processes", "--trust")
 CHECKS = {
     "rlalign": check_rlalign, "accelerate": check_accelerate, "make": check_make,
     "python": check_python, "pip": check_pip, "wandb": check_wandb,

@@ -174,6 +174,15 @@ def test_launch_settings_that_shard_or_start_one_process_are_found():
     assert launcher({}, {"distributed_type": "MULTI_GPU", "num_processes": 8})[1] == []
 
 
+@pytest.mark.parametrize("text", ["a: [", "!!python/object/apply:os.abort []", "\x00", "[" * 5000])
+def test_damaged_settings_of_accelerate_are_told_and_not_obeyed(tmp_path, monkeypatch, text):
+    file = tmp_path / "default_config.yaml"
+    file.write_text(text)
+    monkeypatch.setattr(machine, "default_yaml_config_file", str(file))
+    settings, [found] = machine.read_launcher()
+    assert settings == {} and found.says.startswith(f"{file}, which accelerate would read, cannot")
+
+
 def test_wandb_is_judged_by_the_environment_alone():
     assert wandb_line([], {"WANDB_MODE": "online"}).startswith("off")
     assert wandb_line(["wandb"], {"WANDB_MODE": "offline"}) == "offline (WANDB_MODE)"

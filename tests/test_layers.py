@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 # Each layer may import itself and those before it; a new module must be given its place here.
 LAYERS = [
     {"rewards", "trl_bridge"},
-    {"types", "problems", "overrides", "schema", "settle", "reward_settings", "config"}
+    {"types", "problems", "overrides", "schema", "settle", "reward_settings", "config", "trust"}
     | {"fields", "audit_section", "run_section", "sections", "offsets"}
     | {
         "masking",

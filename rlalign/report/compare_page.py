@@ -77,7 +77,7 @@ def compare_page(runs: Sequence[Run], warnings: Sequence[str]) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "img-src data:; style-src 'unsafe-inline'\">"
+        "img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">"
         f"<title>{safe(title)}</title><style>{STYLE}</style></head><body>"
         f"<h1>{safe(title)}</h1>{opening(runs, warnings)}{body}</body></html>\n"
     )

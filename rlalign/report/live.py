@@ -190,7 +190,8 @@ class LiveView:
         }
         for title, path in places.items():
             if path.exists():
-                line = Text(f"{title:<12} ", style="bold").append(_relative(path), style="default")
+                shown = visible(_relative(path))
+                line = Text(f"{title:<12} ", style="bold").append(shown, style="default")
                 self._print(line, whole=True)
 
     def _print(self, what: RenderableType, whole: bool = False) -> None:

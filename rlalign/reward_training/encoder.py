@@ -6,11 +6,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 
 from rewards import embedded
+from rewards.classifiers import first_line
 from rewards.embedded.converters import quiet_transformers
 from rlalign.problems import ConfigError
 from rlalign.reward_training.examples import Example
@@ -119,9 +121,11 @@ def _load(base: str, labels: Sequence[str]) -> tuple[Any, Any]:
     names = dict(enumerate(labels))
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(path)
+            # Unsaid, transformers would ask on the terminal whether to run a model's code.
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
             network = AutoModelForSequenceClassification.from_pretrained(
                 path,
+                trust_remote_code=False,
                 num_labels=len(labels),
                 id2label=names,
                 label2id={name: i for i, name in names.items()},
@@ -129,11 +133,10 @@ def _load(base: str, labels: Sequence[str]) -> tuple[Any, Any]:
                 ignore_mismatched_sizes=True,  # a head for other labels is replaced
                 dtype=torch.float32,
             )
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
+    except (OSError, ValueError, ImportError, UnpicklingError) as error:
         raise ConfigError(
             f"--model {base} cannot be loaded as a sequence classifier "
-            f"({type(error).__name__}: {reason}); give an embedded model "
+            f"({type(error).__name__}: {first_line(error)}); give an embedded model "
             f"({', '.join(embedded.names())}), a hub id or a directory"
         ) from error
     if tokenizer.pad_token is None:

@@ -59,14 +59,16 @@ def test_an_installed_packages_reward_is_named_like_a_built_in_one(installed, tm
 
 def test_an_installed_packages_reward_keeps_the_contract(installed, tmp_path):
     code = (
-        "from rewards import conformance, describe;"
-        "conformance.check('example.exclaims'); print(describe('example.exclaims').source)"
+        "from rewards import conformance, describe, registry;"
+        "conformance.check('example.exclaims'); print(describe('example.exclaims').source);"
+        "print(registry.plugins()['example-rewards'])"
     )
     environment = os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{CHECKOUT}"}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path
     )
-    assert done.stdout.strip() == f"{installed / 'example_rewards.py'}:6", done.stderr
+    source = f"{installed / 'example_rewards.py'}:6"
+    assert done.stdout.split() == [source, "0.1.0"], done.stderr
 
 
 def test_two_packages_with_one_kind_are_both_named_and_one_is_left_out(installed, tmp_path):
