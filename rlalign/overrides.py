@@ -13,8 +13,12 @@ from typing import Any, Final
 
 import yaml
 
+from rlalign.problems import shown
+
 KEY = re.compile(r"[+-]{0,2}([A-Za-z_][\w.-]*)")
 NULLS = ("null", "Null", "NULL", "~")
+DEEPEST = 50  # levels of lists and mappings; settings need six
+LONGEST_INTEGER = 1000  # digits; Python converts no more than 4300
 
 
 class Bare:
@@ -42,9 +46,30 @@ class CommandLine:
 
 
 class Loader(yaml.SafeLoader):
-    """YAML that refuses duplicate keys and keeps 012 and 1:30 as text; 1e-5 is a number."""
+    """YAML that refuses duplicate keys and keeps 012 and 1:30 as text; 1e-5 is a number.
+
+    It has no tags, no deep nesting, and no aliases: a few of those can stand for more values than
+    memory holds, or for one that contains itself.
+    """
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  replaces the base class's own
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        fault = None
+        if isinstance(event, yaml.AliasEvent):
+            fault = f"*{event.anchor} stands for a value elsewhere; write the value itself"
+        elif event.tag is not None:
+            fault = f"the tag {event.tag} is not read; remove it, and put text in quotes"
+        elif self._depth >= DEEPEST:
+            fault = f"lists and mappings are nested more than {DEEPEST} deep"
+        if fault is not None:
+            raise yaml.composer.ComposerError(None, None, fault, event.start_mark)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         lines: dict[str, int] = {}
@@ -56,6 +81,17 @@ class Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
             lines[key.value] = key.start_mark.line + 1
         return super().construct_mapping(node, deep)
+
+
+def _integer(loader: Loader, node: yaml.ScalarNode) -> int:
+    digits = len(node.value)
+    if digits > LONGEST_INTEGER:
+        fault = f"an integer of {digits} digits is more than any setting can hold"
+        raise yaml.constructor.ConstructorError(None, None, fault, node.start_mark)
+    return loader.construct_yaml_int(node)  # type: ignore[no-any-return, no-untyped-call]
+
+
+Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
 class Dumper(yaml.SafeDumper):
@@ -178,13 +214,18 @@ def _is_option(token: str, sections: Collection[str]) -> bool:
 def _read_json(token: str, line: CommandLine) -> None:
     try:
         values = json.loads(token)
+    except RecursionError:
+        line.problems.append(
+            f"unexpected argument {shown(token)}: its lists and mappings are nested too deep"
+        )
+        return
     except ValueError as error:
-        line.problems.append(f"unexpected argument {token!r}: not a JSON mapping ({error})")
+        line.problems.append(f"unexpected argument {shown(token)}: not a JSON mapping ({error})")
         return
     line.overrides.extend(Override(tuple(k.split(".")), v, None) for k, v in values.items())
 
 
 def _unexpected(token: str) -> str:
     if token.endswith((".yaml", ".yml")):
-        return f"unexpected argument {token!r}; did you mean --config {token}?"
-    return f"unexpected argument {token!r}; settings are written --section.key=value"
+        return f"unexpected argument {shown(token)}; did you mean --config {token}?"
+    return f"unexpected argument {shown(token)}; settings are written --section.key=value"

@@ -236,7 +236,7 @@ class TrainSection(Section):
 
     iterations: Positive = Field(40, description="rounds of collect, score, update")
     samples: Positive = Field(64, description="responses an iteration, over all processes")
-    seed: NonNegative = Field(0, description="of every random generator")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="of every random generator")
     threads: Literal["auto"] | Positive = Field(
         "auto", description="torch threads a process; auto: allowed cores over local processes"
     )
