@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 Path = Sequence[str | int]
 
-SHOWN = 50  # messages of one error; a list of 10,000 numbers that should be text has as many
+SHOWN = 50  # messages, after which no more are looked for
 
 
 class _Repr(reprlib.Repr):
@@ -30,11 +30,11 @@ class Problems:
         self._messages = {message: message for message in messages}
 
     def add(self, path: Path, message: str) -> None:
-        self._messages.setdefault(dotted(path), message)
+        self._add(dotted(path), message)
 
     def say(self, message: str) -> None:
         """Add a message that belongs to no one setting."""
-        self._messages[message] = message
+        self._add(message, message)
 
     def are_about(self, path: Path) -> bool:
         """Whether there is a message about a setting or a part of it."""
@@ -46,8 +46,13 @@ class Problems:
     def raise_if_any(self) -> None:
         if self._messages:
             messages = list(self._messages.values())
-            more = [f"and {len(messages) - SHOWN} more"] if len(messages) > SHOWN else []
+            more = ["and more"] if len(messages) > SHOWN else []
             raise ConfigError("\n".join([*messages[:SHOWN], *more]))
+
+    def _add(self, key: str, message: str) -> None:
+        self._messages.setdefault(key, message)
+        if len(self._messages) > SHOWN:  # finding the nearest setting takes a while for each
+            self.raise_if_any()
 
 
 def dotted(path: Path) -> str:
