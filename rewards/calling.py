@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rewards.contract import (
+    LARGEST,
     Failure,
     Loads,
     ReadsColumns,
@@ -238,17 +239,29 @@ class BuiltReward:
         )
 
     def _checked(self, returned: object, batch: Batch, wanted: Sequence[int]) -> list[Result]:
+        try:
+            return self._read(returned, batch, wanted)
+        except RewardError:
+            raise
+        except Exception as error:  # of the objects that it returned, when one looks at them
+            raise RewardError(
+                f"{self.label} returned {type(returned).__name__}, which raised "
+                f"{described(error)} when it was read; return a list of plain numbers"
+            ) from error
+
+    def _read(self, returned: object, batch: Batch, wanted: Sequence[int]) -> list[Result]:
         returned = plain(returned)
         if not isinstance(returned, list | tuple):
             raise RewardError(
                 f"{self.label} returned {_shown(returned)}; a reward returns a list with a number "
                 "or None for each sample"
             )
-        if len(returned) != len(wanted):
+        items = list(returned)  # not its len(): a class of the reward's own may say anything
+        if len(items) != len(wanted):
             raise RewardError(
-                f"{self.label} returned {len(returned)} values for {len(wanted)} samples"
+                f"{self.label} returned {len(items)} values for {len(wanted)} samples"
             )
-        return [self._value(item, batch, i) for item, i in zip(returned, wanted, strict=True)]
+        return [self._value(item, batch, i) for item, i in zip(items, wanted, strict=True)]
 
     def _value(self, item: object, batch: Batch, i: int) -> Result:
         if item is None:
@@ -264,6 +277,8 @@ class BuiltReward:
             )
         if not math.isfinite(number):
             return self._failure(f"returned {number}")
+        if abs(number) > LARGEST:
+            return self._failure(f"returned {number:g}, beyond {LARGEST:g}; scale it down")
         if not isinstance(item, Score) or not item.spans:
             return number
         for span in item.spans:
@@ -271,8 +286,8 @@ class BuiltReward:
         return item
 
     def _check_span(self, span: Span, batch: Batch, i: int) -> None:
-        if not math.isfinite(span.credit):
-            fault = f"the credit {span.credit}"
+        if not abs(span.credit) <= LARGEST:  # NaN neither
+            fault = f"the credit {brief(span.credit)}"
         elif not 0 <= span.start <= span.end <= len(batch.texts[i]):
             fault = f"the span [{span.start}, {span.end}), which lies outside its text,"
         else:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Protocol, runtime_checkable
 
+LARGEST = 1e15  # of a value and of a score: statistics add up their squares in float32
 _SETTING = re.compile(r"\w+=")
 
 
@@ -111,12 +112,19 @@ def described(error: BaseException) -> str:
     """`ValueError: why`, or the type alone where it says nothing."""
     if isinstance(error, WorkerFault):
         return f"its worker {error}"
-    return f"{type(error).__name__}: {error}".removesuffix(": ")
+    try:
+        said = str(error)
+    except Exception:
+        said = "and cannot say why"
+    return f"{type(error).__name__}: {said}".removesuffix(": ")
 
 
 def brief(value: object, limit: int = 120) -> str:
     """`repr`, so that control characters show, with the middle left out where it is long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"({type(value).__name__} that cannot be shown)"
     half = limit // 2
     return text if len(text) <= limit else f"{text[:half]} … {text[-half:]}"
 
@@ -133,7 +141,7 @@ def as_float(item: object) -> float | None:
     try:
         return float(item)
     except OverflowError:
-        return math.inf
+        return math.copysign(math.inf, 1 if item > 0 else -1)
 
 
 def telescope(steps: Iterable[tuple[int, int, float]], initial: float = 0.0) -> tuple[Span, ...]:

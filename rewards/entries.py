@@ -10,12 +10,12 @@ from typing_extensions import TypedDict
 
 from rewards import registry
 from rewards.constraints import Moment, check_constraint, read_moment, shown_moment
-from rewards.contract import RewardConfigError, brief
+from rewards.contract import LARGEST, RewardConfigError, brief
 from rewards.isolation import DEADLINE
 from rewards.schema import explain, typed
 from rewards.spec import ENTRY_KEYS, OPTIONS
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Finite = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 OnError = Literal["raise", "skip", "value"]
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")

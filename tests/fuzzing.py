@@ -18,9 +18,9 @@ BUDGET: dict[str, int] = {}  # cases by test
 
 AWKWARD_TEXTS = (
     "", " ", "\n", "\t", "\0", "\x1b[31mred", "\ud800", "\udcff", "\ufeff", "\u202e", "\u2028",
-    "\ufffd", "e\u0301", "\U0001f469\U0001f3fd\u200d\U0001f680", "a" * 300, "(" * 300, "[/red]",
+    "\ufffd", "e\u0301", "\U0001f469\U0001f3fd\u200d\U0001f680", "[/red]",
     "${x}", "{{", "%s", "../..", "~", "~nobody-here/x", "/dev/zero", "null", "no", "1e5", "1e999",
-    "-.inf", "0x" + "f" * 4000, "9" * 4400, "1_000", "*a", "&a", "!!python/name:os.system", "<<",
+    "-.inf", "0xff", "1_000", "*a", "&a", "!!python/name:os.system", "<<",
     "- ", "a: b", "#", "'", '"', "\\", "|", "`", "<script>", "=HYPERLINK()", "{}", "[]", "--",
 )  # fmt: skip
 AWKWARD_NUMBERS = (
@@ -31,7 +31,8 @@ AWKWARD_NUMBERS = (
 
 def texts(longest: int = 40) -> st.SearchStrategy[str]:
     """Text of any characters, lone surrogates too."""
-    return st.sampled_from(AWKWARD_TEXTS) | st.text(st.characters(), max_size=longest)
+    long = st.sampled_from(["9", "0xf", "(", "a", "\U0001f469"]).map(lambda text: text * 4400)
+    return st.sampled_from(AWKWARD_TEXTS) | st.text(st.characters(), max_size=longest) | long
 
 
 def numbers() -> st.SearchStrategy[Any]:

@@ -43,8 +43,8 @@ def tokenizer():
 
 def loads_or_says_why(path, **section):
     try:
-        section = PromptsSection(path=path, **section)
-        prompts = load_prompts(section, tokenizer(), max_length=200)
+        section = PromptsSection(**section)
+        prompts = load_prompts(section, tokenizer(), max_length=200, path=path)
     except ConfigError as error:
         said = str(error)
         assert said.strip() and len(said) < 1000
