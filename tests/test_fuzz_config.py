@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fuzzing import fuzzed, limited, plain_values, texts
+from fuzzing import fuzzed, limited, long_texts, plain_values, texts
 from hypothesis import strategies as st
 
 import rewards
@@ -115,10 +115,10 @@ def reward_entries():
 
 
 def arguments():
-    value = texts(20) | plain_values(4).map(repr_or_text)
+    value = texts(20) | long_texts() | plain_values(4).map(repr_or_text)
     path = st.sampled_from([*PATHS, "rewards.a.kind", "rewards.a.words", "config", "rewards.a.b.c"])
     return st.one_of(
-        texts(20),
+        texts(20) | long_texts(),
         st.builds("--{}={}".format, path | texts(10), value),
         st.builds("{}={}".format, path, value),
         path.map("--{}".format),
