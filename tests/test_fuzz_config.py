@@ -152,7 +152,7 @@ def test_a_sound_file_with_places_replaced(content):
     loads_or_says_why(lambda: of_file(content))
 
 
-@fuzzed(500, st.lists(arguments(), max_size=4))
+@fuzzed(350, st.lists(arguments(), max_size=4))
 def test_any_command_line(argv):
     loads_or_says_why(lambda: load_config(PPORun, argv, rewards_given=True))
 

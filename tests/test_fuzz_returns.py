@@ -119,7 +119,7 @@ def scored(act, completions=COMPLETIONS, **settings):
     return rewards([""] * len(completions), completions)
 
 
-@fuzzed(2000, returns(), entries())
+@fuzzed(1700, returns(), entries())
 def test_any_return_of_a_function(returned, settings):
     scores_or_says_why(lambda: scored(lambda completions: returned, **settings))
 

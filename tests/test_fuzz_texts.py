@@ -101,7 +101,7 @@ def test_the_terminal_shows_text_as_text(before, after):
     assert "before" in stream.getvalue()
 
 
-@fuzzed(150, rows(3), rows(3))
+@fuzzed(60, rows(3), rows(3))
 def test_the_model_card_is_markdown_without_markup_of_others(before, after):
     for row, again in zip(before, after, strict=True):
         again["prompt"] = row["prompt"]
@@ -125,7 +125,7 @@ def test_the_page_of_comparison_is_html_without_markup_of_others(made, label):
     assert all(is_harmless(line) for line in page.split("\n"))
 
 
-@fuzzed(400, rows(2), st.dictionaries(st.sampled_from(["score", "reward/a"]), st.floats(), max_size=2))
+@fuzzed(250, rows(2), st.dictionaries(st.sampled_from(["score", "reward/a"]), st.floats(), max_size=2))
 def test_every_row_is_a_line_of_strict_json(made, stats):
     run = RunFolder(Path.cwd())
     tracker = JsonlTracker(run)
@@ -187,7 +187,7 @@ def every_kind():
     return RewardSet(parse_entries(KINDS))
 
 
-@fuzzed(700, st.lists(DOCUMENTS, min_size=1, max_size=3))
+@fuzzed(400, st.lists(DOCUMENTS, min_size=1, max_size=3))
 def test_every_reward_on_words_scores_any_text(completions):
     output = every_kind()([""] * len(completions), completions)
     assert output.valid.all() and math.isfinite(output.score.sum())
@@ -218,7 +218,7 @@ def scored(entry, completions):
 
 @fuzzed(500, schemas() | plain_values(3), DOCUMENTS)
 def test_any_json_schema_is_refused_or_scores_any_text(schema, text):
-    scored({"kind": "structure.json_schema", "schema": schema}, [text, "{}", "[" * 5000])
+    scored({"kind": "structure.json_schema", "schema": schema}, [text, "{}", "[" * 5000, "9" * 400])
 
 
 @fuzzed(300, st.sampled_from(["structure.format", "lexical.pattern"]), texts(12) | DOCUMENTS, DOCUMENTS)
