@@ -93,7 +93,7 @@ def fuzzed(cases: int, *strategies: st.SearchStrategy[Any]) -> Callable[..., Any
             nonlocal done
             done = 0
             run()
-            assert done >= examples, f"{done} cases of {examples}: the strategy has no more"
+            assert done >= cases, f"{done} cases of {cases}: the strategy has no more"
 
         del test.__wrapped__  # whose parameters pytest would take for fixtures
         return test
