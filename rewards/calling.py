@@ -278,7 +278,7 @@ class BuiltReward:
         if not math.isfinite(number):
             return self._failure(f"returned {number}")
         if abs(number) > LARGEST:
-            return self._failure(f"returned {number:g}, beyond {LARGEST:g}; scale it down")
+            return self._failure(f"returned {number:g} (the most is {LARGEST:g}; scale it down)")
         if not isinstance(item, Score) or not item.spans:
             return number
         for span in item.spans:

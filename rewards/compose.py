@@ -188,8 +188,8 @@ class RewardSet:
             for number in (float(score[i]), *(span.credit for span in spans[i])):
                 if not abs(number) <= LARGEST:
                     raise RewardError(
-                        f"the score of sample {i}: {brief(text)}, or a part of it, is {number:g}, "
-                        f"beyond {LARGEST:g}; lower weight, scale or clip in rewards"
+                        f"the score, or a part of it, is {number:g} for sample {i}: {brief(text)}; "
+                        f"the most is {LARGEST:g}: lower a weight, scale or clip"
                     )
         by_end = (
             tuple(sorted(sample, key=lambda span: (span.end, span.start))) for sample in spans

@@ -141,7 +141,7 @@ def as_float(item: object) -> float | None:
     try:
         return float(item)
     except OverflowError:
-        return math.copysign(math.inf, 1 if item > 0 else -1)
+        return math.inf
 
 
 def telescope(steps: Iterable[tuple[int, int, float]], initial: float = 0.0) -> tuple[Span, ...]:

@@ -198,7 +198,8 @@ def check_names(names: Sequence[str], where: str = "rewards") -> None:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             hint = "; YAML reads it as true or false: quote it" if isinstance(name, bool) else ""
             raise RewardConfigError(
-                f"{where}.{typed(name)}: a reward's name is letters, digits, _ and -, a letter first{hint}"
+                f"{where}.{typed(name)}: a reward's name is letters, digits, _ and -, a letter "
+                f"first{hint}"
             )
         if names.count(name) > 1:
             raise RewardConfigError(f"{where}.{name} is there twice; rename one")

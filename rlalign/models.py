@@ -73,7 +73,8 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
         )
     except (OSError, ValueError, json.JSONDecodeError) as error:
         raise ConfigError(
-            f"model.name={model.name}: no tokenizer could be loaded: {first_line(error)}"
+            f"model.name={model.name}: no tokenizer could be loaded ({first_line(error)}); save "
+            "one beside the model with tokenizer.save_pretrained"
         ) from error
     return check_tokenizer(tokenizer, model.name)
 
@@ -186,4 +187,4 @@ def silence_dropout(lm: nn.Module) -> None:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, for messages that must stay on one line."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0].rstrip(" :") if lines else type(error).__name__

@@ -61,7 +61,8 @@ class Loader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             fault = f"*{event.anchor} stands for a value elsewhere; write the value itself"
         elif event.tag is not None:
-            fault = f"the tag {event.tag} is not read; remove it, and put text in quotes"
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            fault = f"the tag {tag} is not read; remove it, and put text in quotes"
         elif self._depth >= DEEPEST:
             fault = f"lists and mappings are nested more than {DEEPEST} deep"
         if fault is not None:
@@ -88,7 +89,7 @@ def _integer(loader: Loader, node: yaml.ScalarNode) -> int:
     if digits > LONGEST_INTEGER:
         fault = f"an integer of {digits} digits is more than any setting can hold"
         raise yaml.constructor.ConstructorError(None, None, fault, node.start_mark)
-    return loader.construct_yaml_int(node)  # type: ignore[no-any-return, no-untyped-call]
+    return loader.construct_yaml_int(node)
 
 
 Loader.add_constructor("tag:yaml.org,2002:int", _integer)
@@ -127,7 +128,10 @@ def read_yaml(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""
-        raise ValueError(f"{line}{error.problem or error.context}") from error
+        problem = error.problem or error.context or "it is no YAML"
+        if problem.startswith("but "):  # the second half of a sentence
+            problem = f"{error.context}, {problem}"
+        raise ValueError(f"{line}{problem}") from error
     except yaml.reader.ReaderError as error:
         line_number = text.count("\n", 0, error.position) + 1
         raise ValueError(

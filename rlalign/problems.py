@@ -11,7 +11,7 @@ SHOWN = 50  # messages, after which no more are looked for
 class _Repr(reprlib.Repr):
     def repr_int(self, x: int, level: int) -> str:
         """Python refuses to write out what has more than 4300 digits."""
-        return repr(x) if x.bit_length() <= 256 else f"an integer of {x.bit_length()} bits"
+        return repr(x) if x.bit_length() <= 256 else f"(an integer of {x.bit_length()} bits)"
 
 
 _repr = _Repr()

@@ -167,7 +167,8 @@ def tokenize(
     if messages is not None:
         if tokenizer.chat_template is None:
             raise ConfigError(
-                f"the prompt in {where} is a chat, but the model has no chat template"
+                f"the prompt in {where} is a chat, but the model has no chat template; write "
+                "prompts as text, without prompts.chat, or take a model that has one"
             )
         # The template writes its own special tokens; adding them again would double the BOS.
         try:
@@ -218,7 +219,10 @@ def read_rows(path: str, split: str, setting: str) -> Sequence[Row]:
     if looks_local and not file.exists():
         raise ConfigError(f"{setting}={path}: there is no such file")
     if file.is_file() and file.suffix != ".parquet":
-        raise ConfigError(f"{setting}={path}: not a .jsonl or .parquet file")
+        raise ConfigError(
+            f"{setting}={path}: not a .jsonl or .parquet file; write an object a line, as "
+            '{"prompt": "Once"}, into one that ends in .jsonl'
+        )
     try:
         return read_dataset(file, path, split)
     except Exception as error:
@@ -254,7 +258,9 @@ def numbered_rows(file: Path, setting: str) -> list[tuple[int, Row]]:
         # Not splitlines: it also splits at U+2028, which may stand inside a JSON string.
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{setting}={file} is not UTF-8 text: {error}") from error
+        at = f"byte {error.object[error.start]:#04x} on line "
+        at += str(error.object.count(b"\n", 0, error.start) + 1)
+        raise ConfigError(f"{setting}={file} is not UTF-8 text ({at}); save it as UTF-8") from error
     except OSError as error:
         raise ConfigError(f"{setting}={file} cannot be read: {error.strerror}") from error
     for number, line in enumerate(lines, 1):

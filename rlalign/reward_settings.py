@@ -71,7 +71,9 @@ def _load_files(files: Any, problems: Problems) -> bool:
     all_loaded = True
     for file in files:
         if not is_file(file):
-            problems.add(["reward_files", file], f"reward_files: no file {file!r} in {Path.cwd()}")
+            problems.add(
+                ["reward_files", file], f"reward_files: no file {shown(file)} in {Path.cwd()}"
+            )
             all_loaded = False
             continue
         from rewards import contract, registry

@@ -128,10 +128,9 @@ def _describe_one(root: Node, leaf: Node) -> str:
         case "integer" | "number" as kind:
             return ("an integer" if kind == "integer" else "a number") + _bounds(leaf)
         case "string":
-            pattern = leaf.get("pattern")
             return (
                 "text"
-                + (f" that matches {pattern}" if pattern else "")
+                + (f" of {leaf['made_of']}" if "made_of" in leaf else "")
                 + (" of at least 1 character" if leaf.get("minLength") else "")
             )
         case "boolean":

@@ -11,7 +11,9 @@ from pydantic import Field, field_validator
 from rlalign.audit_section import AuditSection
 from rlalign.fields import (
     Decay,
+    FileName,
     FiniteFloat,
+    Many,
     NonNegative,
     NonNegativeFloat,
     Positive,
@@ -235,9 +237,9 @@ class TrainSection(Section):
     """How long to train, on how many samples."""
 
     iterations: Positive = Field(40, description="rounds of collect, score, update")
-    samples: Positive = Field(64, description="responses an iteration, over all processes")
+    samples: Many = Field(64, description="responses an iteration, over all processes")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="of every random generator")
-    threads: Literal["auto"] | Positive = Field(
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
         "auto", description="torch threads a process; auto: allowed cores over local processes"
     )
 
@@ -248,7 +250,7 @@ class EvalSection(Section):
     every: NonNegative = Field(
         10, description="iterations between evaluations on held-out prompts; 0: never"
     )
-    samples: Positive = Field(64, description="responses an evaluation, over all processes")
+    samples: Many = Field(64, description="responses an evaluation, over all processes")
     target_samples: Positive = Field(
         1024,
         description="responses of policy and reference each that `rlalign eval` draws",
@@ -295,9 +297,8 @@ class TRLSection(Section):
 class RunSection(Section):
     """The run's folder, and whether to go on from a checkpoint."""
 
-    name: str = Field(
+    name: FileName = Field(
         "auto",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
         description="the run's folder under `dir`; auto: the configuration's name and the time",
     )
     dir: str = Field("runs", min_length=1, description="where runs are kept")

@@ -27,14 +27,16 @@ def plain_copy(value: Any, path: tuple[str | int, ...], problems: Problems) -> A
     """A copy made of JSON's types alone; what is not one of them, or interpolates, is reported."""
     if len(path) > DEEPEST:
         where = dotted(path[:3])
-        problems.add(path[:3], f"{where}: lists and mappings are nested more than {DEEPEST} deep")
+        problems.add(path[:1], f"{where}: lists and mappings are nested more than {DEEPEST} deep")
         return None
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
                 here = f"in {dotted(path)}" if path else "at the top level"
                 key_shown = shown(key)
-                problems.add((*path, key_shown), f"the key {key_shown} {here} is not text: quote it")
+                problems.add(
+                    (*path, key_shown), f"the key {key_shown} {here} is not text: quote it"
+                )
         items = {key: item for key, item in value.items() if isinstance(key, str)}
         for key in items:
             plain_copy(key, (*path, key), problems)
@@ -59,7 +61,9 @@ def _fault(value: Any) -> str | None:
             return f"={shown(value)} is not UTF-8 text"
         return f"={shown(value)} holds the character NUL; remove it" if "\0" in value else None
     if isinstance(value, int) and abs(value) > LARGEST:
-        return f"={shown(value)} is beyond 2^53, the largest integer that JSON keeps exact"
+        return (
+            f"={shown(value)} is beyond 2^53, up to which JSON keeps integers; no setting needs it"
+        )
     if value is None or value is BARE or isinstance(value, bool | int | float):
         return None
     return f" is a {type(value).__name__}; use text, numbers, lists or mappings"
@@ -71,6 +75,10 @@ def apply_overrides(
     """Set each override in `mapping`, later ones last; gives what was typed for each."""
     texts: Texts = {}
     for override in overrides:
+        if len(override.path) > DEEPEST:
+            start = dotted(override.path[:3])
+            problems.add(override.path, f"{start}… has {len(override.path)} parts; no setting has")
+            continue
         value = plain_copy(override.value, override.path, problems)
         _put(root, mapping, override.path, value, problems)
         depth = len(override.path)
@@ -84,9 +92,6 @@ def _put(
     root: Node, mapping: Mapped, path: tuple[str, ...], value: Any, problems: Problems
 ) -> None:
     in_rewards = path[0] == "rewards"
-    if len(path) > DEEPEST:
-        problems.add(path, f"{dotted(path[:3])}…: the name has {len(path)} parts; none has so many")
-        return
     if not in_rewards and node_at(root, path) is None:
         problems.add(path, unknown_setting(root, path))
         return

@@ -57,9 +57,7 @@ def plain_values(leaves: int = 8) -> st.SearchStrategy[Any]:
     single = st.none() | st.booleans() | numbers() | texts() | long_texts()
     within = st.recursive(
         single,
-        lambda inner: (
-            st.lists(inner, max_size=4) | st.dictionaries(texts(12), inner, max_size=4)
-        ),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts(12), inner, max_size=4),
         max_leaves=leaves,
     )
     return within | st.sampled_from([40, 60, 90]).map(nested)

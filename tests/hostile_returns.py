@@ -42,10 +42,11 @@ MAKERS: list[Callable[[], Any]] = [
     lambda: np.float32("nan"), lambda: np.longdouble("1e4000"), lambda: np.array(2.0),
     lambda: np.array([1.0, 2.0]), lambda: np.array("x"), lambda: np.datetime64("2020-01-01"),
     lambda: np.zeros((2, 2)), lambda: np.zeros(0), lambda: type, lambda: len, lambda: range(2),
-    lambda: memoryview(b"ab"), lambda: Failure("gave up"), lambda: Failure("\ud800\n", Unspeakable()),
+    lambda: memoryview(b"ab"), lambda: Failure("gave up"), lambda: "\ud800", lambda: [[]],
+    lambda: Failure("\ud800\n", Unspeakable()),
     lambda: Score(math.nan), lambda: Score(1e39), lambda: Score(1.0, [Span(0, 10**9, 1.0)]),
     lambda: Score(1.0, [Span(0, 0, math.nan)]), lambda: Score(1.0, [Span(0, 0, 1e39)]),
-    lambda: Score(1.0, [3]), lambda: Score(1.0, [Span("a", 0, 1.0)]), lambda: [[]], lambda: "\ud800",
+    lambda: Score(1.0, [3]), lambda: Score(1.0, [Span("a", 0, 1.0)]),
 ]  # fmt: skip
 
 

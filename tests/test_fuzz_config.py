@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import rewards
 from rlalign.algorithms.ppo import PPORun
 from rlalign.config import ConfigError, from_mapping, load_config, resolved_yaml, to_flat
-from rlalign.overrides import dump_yaml, read_yaml
+from rlalign.overrides import read_yaml
 from rlalign.schema import settings
 from rlalign.terminal import printable
 
@@ -176,7 +176,8 @@ ENORMOUS = {
     "lines": "a: [\n" + "1,\n" * 400_000 + "]",
     "brackets": "[" * 500_000,
     "dashes": "- " * 400_000,
-    "aliases": "a: &a [x, x]\n" + "".join(f"{n}: &{n} [*{m}, *{m}]\n" for m, n in zip("abcdefgh", "bcdefghi", strict=True)),
+    "aliases": "a0: &a0 [x, x]\n"
+    + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40)),
     "itself": "rewards: &r {a: *r}",
     "anchors": "&a " * 300_000,
     "keys": "".join(f"key{i}: 1\n" for i in range(50_000)),

@@ -121,7 +121,9 @@ def test_any_bytes_under_any_name(content, ending):
     of_file(content, "fuzz" + ending)
 
 
-@fuzzed(250, st.lists(texts(12) | st.none(), max_size=3), st.integers(0, 10**6), st.binary(max_size=3))
+@fuzzed(
+    250, st.lists(texts(12) | st.none(), max_size=3), st.integers(0, 10**6), st.binary(max_size=3)
+)
 def test_a_parquet_file_with_bytes_replaced(prompts, place, piece):
     sound_texts = [None if t is None else t.encode("utf-8", "replace").decode() for t in prompts]
     table = pyarrow.table({"prompt": pyarrow.array(sound_texts, pyarrow.string())})

@@ -40,7 +40,8 @@ from rlalign.types import Rollout
 
 MARKUP = ["[bold]", "[/red]", "[link=x]", "<b>", "&lt;", "|", "**", "``", "\x1b[2J", "\u202e", "\r",
           "\x9b", "\u2066", "https://x.y", "@a", "www.a.b", ":smile:", "<!--", "$x$", "~~", "- ",
-          "{", "}", '"', ",", "[", "]", ".", "!", "rain", "Rain", " ", "\n\n", "e\u0301", "1)"]  # fmt: skip
+          "{", "}", '"', ",", "[", "]", ".", "!", "rain", "Rain", " ", "\n\n", "e\u0301",
+          "1)"]  # fmt: skip
 SPECIAL = r"\\`*_{}\[\]()#+!|~$:@"  # to Markdown
 DOCUMENTS = st.lists(st.sampled_from(MARKUP) | texts(8), max_size=12).map("".join)
 """Text in pieces that mean something to a terminal, to Markdown, HTML or a reward."""
@@ -120,12 +121,28 @@ def test_the_page_of_comparison_is_html_without_markup_of_others(made, label):
     one.samples[:] = samples
     one.content["witnesses"] = {"too_often": [dict(row, log_ratio=row["kl"]) for row in made]}
     page = side_by_side([one]) + witnesses([one])
-    tags = {"h2", "p", "table", "tr", "th", "td", "div", "b", "span", "pre", "details", "summary", "i"}
+    tags = {
+        "h2",
+        "p",
+        "table",
+        "tr",
+        "th",
+        "td",
+        "div",
+        "b",
+        "span",
+        "pre",
+        "details",
+        "summary",
+        "i",
+    }
     assert set(re.findall(r"<(?!/)([^\s>]*)", page)) <= tags
     assert all(is_harmless(line) for line in page.split("\n"))
 
 
-@fuzzed(250, rows(2), st.dictionaries(st.sampled_from(["score", "reward/a"]), st.floats(), max_size=2))
+@fuzzed(
+    250, rows(2), st.dictionaries(st.sampled_from(["score", "reward/a"]), st.floats(), max_size=2)
+)
 def test_every_row_is_a_line_of_strict_json(made, stats):
     run = RunFolder(Path.cwd())
     tracker = JsonlTracker(run)
@@ -221,12 +238,16 @@ def test_any_json_schema_is_refused_or_scores_any_text(schema, text):
     scored({"kind": "structure.json_schema", "schema": schema}, [text, "{}", "[" * 5000, "9" * 400])
 
 
-@fuzzed(300, st.sampled_from(["structure.format", "lexical.pattern"]), texts(12) | DOCUMENTS, DOCUMENTS)
+@fuzzed(
+    300, st.sampled_from(["structure.format", "lexical.pattern"]), texts(12) | DOCUMENTS, DOCUMENTS
+)
 def test_any_pattern_is_refused_or_scores_any_text(kind, pattern, text):
     scored({"kind": kind, "pattern": pattern}, [text, pattern, "a" * 2000])
 
 
-@fuzzed(400, DOCUMENTS | st.from_regex(r"\s*(grade|score)?\W{0,3}\d{1,3}([.,]\d+)?(/\d+)?\W{0,3}\Z"))
+@fuzzed(
+    400, DOCUMENTS | st.from_regex(r"\s*(grade|score)?\W{0,3}\d{1,3}([.,]\d+)?(/\d+)?\W{0,3}\Z")
+)
 def test_any_reply_of_a_judge_is_a_grade_or_none(reply):
     grade = parse_grade(reply, 10.0)
     assert grade is None or math.isfinite(grade)
@@ -263,7 +284,7 @@ def test_credit_lies_on_the_tokens_of_any_response(response):
     name, ids, text, spans = response
     fixed = Offsets(tokenizer_of(name)).fixed(ids, text)
     assert len(fixed) == len(ids) and list(fixed) == sorted(fixed)
-    assert 0 <= fixed[0] and fixed[-1] <= len(text)
+    assert fixed[0] >= 0 and fixed[-1] <= len(text)
     row, mask = torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool)
     rollout = Rollout(
         builders.prompt_batch(oracle.PROMPTS[:1]), row, mask, mask, None, torch.tensor([True]),
@@ -274,6 +295,18 @@ def test_credit_lies_on_the_tokens_of_any_response(response):
     assert abs(float(placed.double().sum()) - float(score)) < 1e-4
 
 
-@fuzzed(200, st.lists(st.fixed_dictionaries({}, optional={"role": st.sampled_from(["user", "assistant", None]), "content": DOCUMENTS | st.none()}), max_size=4))
+@fuzzed(
+    200,
+    st.lists(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "role": st.sampled_from(["user", "assistant", None]),
+                "content": DOCUMENTS | st.none(),
+            },
+        ),
+        max_size=4,
+    ),
+)
 def test_conversations_are_read_as_text(messages):
     assert isinstance(as_script(messages), str) and isinstance(plain_text(messages), str)
