@@ -107,9 +107,6 @@ def explain(error: ValidationError, given: Mapping[str, Any], where: str) -> Ite
             yield f"{setting} {detail['ctx']['error']}"
         elif isinstance(value, bool) and detail["type"] in _WANTS_TEXT:
             yield f"{setting} is not text; YAML makes yes, no, on and off true or false: quote it"
-        elif detail["type"] == "too_short":
-            few, least = detail["ctx"]["actual_length"], detail["ctx"]["min_length"]
-            yield f"{setting} has {few} items; give at least {least}"
         elif detail["type"] == "string_type":
             yield f"{setting} is not text; quote it"
         else:
