@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from rewards.apart import Apart
 from rewards.asking import Call, Overlong
 from rewards.contract import (
+    LARGEST,
     Failure,
     Loads,
     ReadsColumns,
@@ -291,13 +292,15 @@ class BuiltReward:
             )
         if not math.isfinite(item):
             return self._failure(f"returned {float(item)}")
+        if abs(item) > LARGEST:
+            return self._failure(f"returned {item:g} (the most is {LARGEST:g}; scale it down)")
         for span in item.spans if isinstance(item, Score) else ():
             self._check_span(span, batch, i)
         return item
 
     def _check_span(self, span: Span, batch: Batch, i: int) -> None:
-        if not math.isfinite(span.credit):
-            fault = f"the credit {span.credit}"
+        if not abs(span.credit) <= LARGEST:  # NaN neither
+            fault = f"the credit {brief(span.credit)}"
         elif not 0 <= span.start <= span.end <= len(batch.texts[i]):
             fault = f"the span [{span.start}, {span.end}), which lies outside its text,"
         else:

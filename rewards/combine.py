@@ -8,7 +8,7 @@ from pydantic import Field
 
 from rewards.asking import Call
 from rewards.calling import Columns, Result, Scorer, State, label
-from rewards.contract import Failure
+from rewards.contract import LARGEST, Failure
 from rewards.entries import RewardEntry
 from rewards.registry import add_combination
 from rewards.spec import RewardSpec
@@ -109,7 +109,9 @@ class Combination:
         if len(values) < len(results):
             return None
         joined = float(self.spec.target(values))
-        return joined if math.isfinite(joined) else Failure(f"{self.label} gave {joined}")
+        if abs(joined) <= LARGEST:
+            return joined
+        return Failure(f"{self.label} gave {joined:g} (the most is {LARGEST:g})")
 
 
 def _name(part: Scorer) -> str:

@@ -17,7 +17,7 @@ from rewards.building import construct
 from rewards.calling import BuiltReward, Columns, Scorer, State, Value, is_async, label
 from rewards.columns import PerPromptReward
 from rewards.combine import Combination
-from rewards.contract import RewardError, Score, Span
+from rewards.contract import LARGEST, RewardError, Score, Span, brief
 from rewards.entries import Ramp, RewardEntry, check_names, parse_entries, parse_parts
 from rewards.randomness import derived
 from rewards.spec import RewardSpec, column_of
@@ -221,6 +221,13 @@ class RewardSet:
                     raw[i, column_index] = value
                     score[i] += weight * entry.shaped(value)
                     spans[i] += score_spans(entry, value, weight)
+        for i, text in enumerate(data["completions"]):
+            for number in (float(score[i]), *(span.credit for span in spans[i])):
+                if not abs(number) <= LARGEST:
+                    raise RewardError(
+                        f"the score, or a part of it, is {number:g} for sample {i}: {brief(text)}; "
+                        f"the most is {LARGEST:g}: lower a weight, scale or clip"
+                    )
         by_end = (
             tuple(sorted(sample, key=lambda span: (span.end, span.start))) for sample in spans
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
+LARGEST = 1e15  # of a value and of a score: statistics add up their squares in float32
 _SETTING = re.compile(r"\w+=")
 # Bounded in length, width and depth: what a reward returned may be huge, or hold itself.
 _REPR = reprlib.Repr()

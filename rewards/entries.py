@@ -10,12 +10,12 @@ from typing_extensions import TypedDict
 
 from rewards import registry
 from rewards.constraints import Moment, check_constraint, read_moment, shown_moment
-from rewards.contract import RewardConfigError, brief
+from rewards.contract import LARGEST, RewardConfigError, brief
 from rewards.isolation import DEADLINE
-from rewards.schema import explain
+from rewards.schema import explain, typed
 from rewards.spec import ENTRY_KEYS, OPTIONS
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Finite = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 OnError = Literal["raise", "skip", "value"]
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
@@ -198,7 +198,8 @@ def check_names(names: Sequence[str], where: str = "rewards") -> None:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             hint = "; YAML reads it as true or false: quote it" if isinstance(name, bool) else ""
             raise RewardConfigError(
-                f"{where}.{name}: a reward's name is letters, digits, _ and -, a letter first{hint}"
+                f"{where}.{typed(name)}: a reward's name is letters, digits, _ and -, a letter "
+                f"first{hint}"
             )
         if names.count(name) > 1:
             raise RewardConfigError(f"{where}.{name} is there twice; rename one")

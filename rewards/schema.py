@@ -65,7 +65,9 @@ def check_params(spec: RewardSpec, params: Mapping[str, Any], where: str) -> dic
     for name in params:
         if name not in annotations:
             hint = nearest(str(name), [*annotations, *OPTIONS], "it takes")
-            raise RewardConfigError(f"{where}.{name} is not a parameter of {spec.kind}; {hint}")
+            raise RewardConfigError(
+                f"{where}.{typed(name)} is not a parameter of {spec.kind}; {hint}"
+            )
     for name in spec.signature.required:
         if name not in params:
             wanted = type_name(annotations[name])
@@ -151,6 +153,12 @@ def nearest(word: str, known: Iterable[str], label: str) -> str:
     return f"did you mean {close[0]!r}?" if close else f"{label}: {', '.join(names) or 'none'}"
 
 
+def typed(name: object) -> str:
+    """A name as it stands in a message of one line: as typed, unless that holds a line break."""
+    text = str(name)
+    return text if text.isprintable() else repr(text)
+
+
 def _wrap(value: Any, annotation: Any) -> Any:
     return [value] if isinstance(value, str) and takes_string_list(annotation) else value
 
@@ -160,7 +168,7 @@ def _walk(given: Any, loc: tuple[int | str, ...]) -> tuple[str, Any]:
     path, value = "", given
     for part in loc:
         if isinstance(value, Mapping) and part in value:
-            path, value = f"{path}.{part}", value[part]
+            path, value = f"{path}.{typed(part)}", value[part]
         elif isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
             path, value = f"{path}[{part}]", value[part]
     return path, value

@@ -178,6 +178,8 @@ def _validator(schema: dict[str, Any]) -> Validator:
 
 
 def _checked_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(schema.get("$schema", ""), str):
+        raise ValueError(f"is no JSON Schema: $schema is {schema['$schema']!r:.80}, not text")
     try:
         _validator(schema)
     except jsonschema.SchemaError as error:
@@ -218,7 +220,8 @@ class JsonSchema:
         try:
             parsed = json.loads(text, parse_constant=_refuse_constant)
             return 1.0 if self.validator.is_valid(parsed) else self.partial
-        except (ValueError, RecursionError):  # RecursionError: some thousand brackets in a row
+        # Some thousand brackets in a row, and a multipleOf of more than a float can hold.
+        except (ValueError, RecursionError, OverflowError):
             return 0.0
 
 

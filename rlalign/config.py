@@ -6,6 +6,7 @@ reported together, one a line, named as the user typed it. Nothing here imports 
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ __all__ = [
 Run = TypeVar("Run", bound=Section)  # one with `rewards`, as RunConfig has, or without
 Scalar = str | int | float | bool
 
+LARGEST_FILE = 1_000_000  # bytes; PyYAML reads about 100,000 a second
 PACKAGED = Path(__file__).parent / "quickstart"  # filled when a wheel is built
 
 
@@ -84,7 +86,9 @@ def from_mapping(
     else:
         base = dict(given or {})
     if isinstance(overrides, Mapping):
-        items = [Override(tuple(key.split(".")), value, None) for key, value in overrides.items()]
+        items = [
+            Override(tuple(str(key).split(".")), value, None) for key, value in overrides.items()
+        ]
         return _build(run_model, base, items, Problems(), rewards_given)
     line = parse_argv(overrides, run_model.model_fields)
     problems = Problems(line.problems)
@@ -126,7 +130,11 @@ def json_schema(run_model: type[Section]) -> dict[str, Any]:
 def read_file(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file; ConfigError names the file, and the line where it breaks."""
     try:
-        value = read_yaml(Path(path).read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_FILE + 1)  # not its size: a pipe, or /dev/zero, has none
+        if len(content) > LARGEST_FILE:
+            raise ValueError(f"has more than {LARGEST_FILE:,} bytes; it is no configuration")
+        value = read_yaml(content.decode("utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"--config {path}: no such file in {Path.cwd()}") from error
     except OSError as error:
@@ -143,6 +151,12 @@ def read_file(path: str | Path) -> dict[str, Any]:
     return value
 
 
+@cache
+def _schema_of(run_model: type[Section]) -> Node:
+    """Its JSON Schema, which takes longer to make than a configuration to check; not to change."""
+    return run_model.model_json_schema()
+
+
 def _default_file(default: Path) -> Path:
     packaged = PACKAGED / default.name
     if default.exists() or not packaged.exists():
@@ -157,7 +171,7 @@ def _build(
     problems: Problems,
     rewards_given: bool,
 ) -> Run:
-    root = run_model.model_json_schema()
+    root = _schema_of(run_model)
     # One file serves every method: what only another one reads is left alone.
     is_run = issubclass(run_model, RunConfig)
     others = set(METHOD_SECTIONS) - run_model.model_fields.keys() if is_run else set()
@@ -169,7 +183,9 @@ def _build(
         settle_rewards(mapping, declared, texts, problems, rewards_given)
         _use_packaged_prompts(mapping)
     try:
-        config = run_model.model_validate_json(json.dumps(mapping), strict=True)
+        # What is still a bare flag belongs to a reward that has been refused.
+        text = json.dumps(mapping, default=lambda bare: True)
+        config = run_model.model_validate_json(text, strict=True)
     except ValidationError as error:
         for detail in error.errors():
             _explain(root, mapping, detail, problems)
@@ -233,22 +249,3 @@ def _flatten(value: Any, prefix: str) -> Iterator[tuple[str, Scalar]]:
             yield prefix + key, json.dumps(item, ensure_ascii=False)
         elif item is not None:
             yield prefix + key, item
-
-
-def changed_settings(config: RunConfig, file: Path) -> list[str]:
-    """Settings that differ from a saved configuration's; none where there is no such file.
-
-    A run's name and length may change when it goes on, so those do not count.
-    """
-    if not file.is_file():
-        return []
-    try:
-        begun = to_flat(from_mapping(type(config), file, rewards_given=True))
-    except ConfigError:
-        begun = {}
-    now = to_flat(config)
-    return sorted(
-        key
-        for key in begun.keys() | now.keys()
-        if begun.get(key) != now.get(key) and not key.startswith(("run.", "train.iterations"))
-    )

@@ -18,13 +18,12 @@ SAMPLED = 4096  # values of a tensor, evenly spaced: another training moves them
 def fingerprint(session: Session) -> dict[str, Any]:
     """The base model, the prompts, the reward files, and what computes, as JSON values."""
     frozen = frozen_weights(session.policy)
+    files = session.config.reward_files
     return {
         "base": hash_of_weights(frozen),
         "base_dtype": str(next(iter(frozen.values())).dtype).removeprefix("torch."),
         "prompts": hash_of_prompts(session.prompts, session.eval_prompts),
-        "reward_files": {
-            str(file): registry.sha256_of(file) for file in session.config.reward_files
-        },
+        "reward_files": {str(path): registry.sha256_of(path) for path in files},
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "device": device_name(session.ranks.device),

@@ -75,7 +75,8 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
         )
     except (OSError, ValueError, json.JSONDecodeError) as error:
         raise ConfigError(
-            f"model.name={model.name}: no tokenizer could be loaded: {first_line(error)}"
+            f"model.name={model.name}: no tokenizer could be loaded ({first_line(error)}); save "
+            "one beside the model with tokenizer.save_pretrained"
         ) from error
     return check_tokenizer(tokenizer, model.name)
 

@@ -13,8 +13,12 @@ from typing import Any, Final
 
 import yaml
 
+from rlalign.problems import shown
+
 KEY = re.compile(r"[+-]{0,2}([A-Za-z_][\w.-]*)")
 NULLS = ("null", "Null", "NULL", "~")
+DEEPEST = 50  # levels of lists and mappings; settings need six
+LONGEST_INTEGER = 1000  # digits; Python converts no more than 4300
 
 
 class Bare:
@@ -42,9 +46,31 @@ class CommandLine:
 
 
 class Loader(yaml.SafeLoader):
-    """YAML that refuses duplicate keys and keeps 012 and 1:30 as text; 1e-5 is a number."""
+    """YAML that refuses duplicate keys and keeps 012 and 1:30 as text; 1e-5 is a number.
+
+    It has no tags, no deep nesting, and no aliases: a few of those can stand for more values than
+    memory holds, or for one that contains itself.
+    """
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  replaces the base class's own
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        fault = None
+        if isinstance(event, yaml.AliasEvent):
+            fault = f"*{event.anchor} stands for a value elsewhere; write the value itself"
+        elif event.tag is not None:
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            fault = f"the tag {tag} is not read; remove it, and put text in quotes"
+        elif self._depth >= DEEPEST:
+            fault = f"lists and mappings are nested more than {DEEPEST} deep"
+        if fault is not None:
+            raise yaml.composer.ComposerError(None, None, fault, event.start_mark)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         lines: dict[str, int] = {}
@@ -56,6 +82,17 @@ class Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
             lines[key.value] = key.start_mark.line + 1
         return super().construct_mapping(node, deep)
+
+
+def _integer(loader: Loader, node: yaml.ScalarNode) -> int:
+    digits = len(node.value)
+    if digits > LONGEST_INTEGER:
+        fault = f"an integer of {digits} digits is more than any setting can hold"
+        raise yaml.constructor.ConstructorError(None, None, fault, node.start_mark)
+    return loader.construct_yaml_int(node)
+
+
+Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
 class Dumper(yaml.SafeDumper):
@@ -91,7 +128,10 @@ def read_yaml(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""
-        raise ValueError(f"{line}{error.problem or error.context}") from error
+        problem = error.problem or error.context or "it is no YAML"
+        if problem.startswith("but "):  # the second half of a sentence
+            problem = f"{error.context}, {problem}"
+        raise ValueError(f"{line}{problem}") from error
     except yaml.reader.ReaderError as error:
         line_number = text.count("\n", 0, error.position) + 1
         raise ValueError(
@@ -178,13 +218,18 @@ def _is_option(token: str, sections: Collection[str]) -> bool:
 def _read_json(token: str, line: CommandLine) -> None:
     try:
         values = json.loads(token)
+    except RecursionError:
+        line.problems.append(
+            f"unexpected argument {shown(token)}: its lists and mappings are nested too deep"
+        )
+        return
     except ValueError as error:
-        line.problems.append(f"unexpected argument {token!r}: not a JSON mapping ({error})")
+        line.problems.append(f"unexpected argument {shown(token)}: not a JSON mapping ({error})")
         return
     line.overrides.extend(Override(tuple(k.split(".")), v, None) for k, v in values.items())
 
 
 def _unexpected(token: str) -> str:
     if token.endswith((".yaml", ".yml")):
-        return f"unexpected argument {token!r}; did you mean --config {token}?"
-    return f"unexpected argument {token!r}; settings are written --section.key=value"
+        return f"unexpected argument {shown(token)}; did you mean --config {token}?"
+    return f"unexpected argument {shown(token)}; settings are written --section.key=value"

@@ -5,7 +5,16 @@ from collections.abc import Sequence
 
 Path = Sequence[str | int]
 
-_repr = reprlib.Repr()
+SHOWN = 50  # messages, after which no more are looked for
+
+
+class _Repr(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        """Python refuses to write out what has more than 4300 digits."""
+        return repr(x) if x.bit_length() <= 256 else f"(an integer of {x.bit_length()} bits)"
+
+
+_repr = _Repr()
 _repr.maxstring = _repr.maxother = 80
 _repr.maxlist = _repr.maxdict = 8
 
@@ -21,11 +30,11 @@ class Problems:
         self._messages = {message: message for message in messages}
 
     def add(self, path: Path, message: str) -> None:
-        self._messages.setdefault(dotted(path), message)
+        self._add(dotted(path), message)
 
     def say(self, message: str) -> None:
         """Add a message that belongs to no one setting."""
-        self._messages[message] = message
+        self._add(message, message)
 
     def are_about(self, path: Path) -> bool:
         """Whether there is a message about a setting or a part of it."""
@@ -36,13 +45,21 @@ class Problems:
 
     def raise_if_any(self) -> None:
         if self._messages:
-            raise ConfigError("\n".join(self._messages.values()))
+            messages = list(self._messages.values())
+            more = ["and more"] if len(messages) > SHOWN else []
+            raise ConfigError("\n".join([*messages[:SHOWN], *more]))
+
+    def _add(self, key: str, message: str) -> None:
+        self._messages.setdefault(key, message)
+        if len(self._messages) > SHOWN:  # finding the nearest setting takes a while for each
+            self.raise_if_any()
 
 
 def dotted(path: Path) -> str:
-    """A path as one types it: `rewards.space.words[0]`."""
+    """A path as one types it, `rewards.space.words[0]`; a line break in a name is spelt out."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return "".join(parts).removeprefix(".")
+    typed = "".join(parts).removeprefix(".")
+    return typed if typed.isprintable() and (typed or not path) else repr(typed)
 
 
 def shown(value: object) -> str:

@@ -12,10 +12,13 @@ from transformers import PreTrainedTokenizerBase
 from rewards.trl_style import Messages, prompt_text
 from rlalign import trl_bridge
 from rlalign.config import ConfigError
+from rlalign.overrides import DEEPEST
+from rlalign.problems import shown
 from rlalign.sections import PromptsSection
 from rlalign.types import PromptBatch
 
 Row = Mapping[str, Any]
+TOO_DEEP = f"nests lists and objects more than {DEEPEST} deep"
 
 
 @dataclass(frozen=True)
@@ -151,20 +154,30 @@ def tokenize(
     """Token ids of a prompt, its text as the rewards see it, and a chat's messages."""
     if isinstance(prompt, str):
         text, messages = prompt, [{"role": "user", "content": prompt}] if chat else None
-    elif isinstance(prompt, list) and prompt and trl_bridge.is_conversational(prompt):
+    elif isinstance(prompt, list) and prompt and all(map(is_message, prompt)):
         messages = prompt
         text = prompt_text(prompt)
     else:
         raise ConfigError(
-            f"the prompt in {where} is neither text nor a list of messages: {prompt!r:.80}"
+            f"the prompt in {where} is neither text nor a list of messages: {shown(prompt)}; "
+            'a message is {"role": "user", "content": "..."}'
         )
+    if not is_utf8(prompt):
+        raise ConfigError(f"the prompt in {where} is not UTF-8 text: {shown(prompt)}")
     if messages is not None:
         if tokenizer.chat_template is None:
             raise ConfigError(
-                f"the prompt in {where} is a chat, but the model has no chat template"
+                f"the prompt in {where} is a chat, but the model has no chat template; write "
+                "prompts as text, without prompts.chat, or take a model that has one"
             )
         # The template writes its own special tokens; adding them again would double the BOS.
-        rendered = trl_bridge.render_chat(messages, tokenizer)
+        try:
+            rendered = trl_bridge.render_chat(messages, tokenizer)
+        except Exception as error:  # a template is a program, and refuses as it likes
+            raise ConfigError(
+                f"the model's chat template cannot render the prompt in {where}: "
+                f"{type(error).__name__}: {str(error) or 'no reason given'}"
+            ) from error
         tokens = tokenizer(rendered, add_special_tokens=False)["input_ids"]
     else:
         tokens = tokenizer(text)["input_ids"]
@@ -176,9 +189,29 @@ def tokenize(
     return list(tokens), text, messages
 
 
+def is_message(item: Any) -> bool:
+    """Whether it is a part of a conversation: who speaks, and of a user what is said."""
+    has_role = isinstance(item, dict) and isinstance(item.get("role"), str)
+    return has_role and ("content" in item or item["role"] != "user")
+
+
+def is_utf8(value: Any) -> bool:
+    """Whether text, or all text within a value of JSON's types, has no half surrogate pairs."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_rows(path: str, split: str, setting: str) -> Sequence[Row]:
     """Rows of a JSONL or parquet file, a saved dataset's directory, or a hub dataset."""
-    file = Path(path).expanduser()
+    try:
+        file = Path(path).expanduser()
+        file.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no such user, NUL
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{setting}={shown(path)}: no path of a file: {reason}") from error
     if file.suffix in {".jsonl", ".json", ".ndjson"}:
         return read_jsonl(file, setting)
     # A hub id may end in a version, as in org/name-1.0; a file's ending starts with a letter.
@@ -186,7 +219,10 @@ def read_rows(path: str, split: str, setting: str) -> Sequence[Row]:
     if looks_local and not file.exists():
         raise ConfigError(f"{setting}={path}: there is no such file")
     if file.is_file() and file.suffix != ".parquet":
-        raise ConfigError(f"{setting}={path}: not a .jsonl or .parquet file")
+        raise ConfigError(
+            f"{setting}={path}: not a .jsonl or .parquet file; write an object a line, as "
+            '{"prompt": "Once"}, into one that ends in .jsonl'
+        )
     try:
         return read_dataset(file, path, split)
     except Exception as error:
@@ -220,21 +256,48 @@ def numbered_rows(file: Path, setting: str) -> list[tuple[int, Row]]:
     rows: list[tuple[int, Row]] = []
     try:
         # Not splitlines: it also splits at U+2028, which may stand inside a JSON string.
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{setting}={file} is not UTF-8 text: {error}") from error
+        at = f"byte {error.object[error.start]:#04x} on line "
+        at += str(error.object.count(b"\n", 0, error.start) + 1)
+        raise ConfigError(f"{setting}={file} is not UTF-8 text ({at}); save it as UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"{setting}={file} cannot be read: {error.strerror}") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(
-                f"{setting}={file}, line {number} is not JSON: {error.msg}"
-            ) from error
-        if not isinstance(row, dict):
-            raise ConfigError(
-                f"{setting}={file}, line {number} is not an object with named columns"
-            )
-        rows.append((number, row))
+            rows.append((number, read_row(line)))
+        except ValueError as error:
+            raise ConfigError(f"{setting}={file}, line {number} {error}") from error
     return rows
+
+
+def read_row(line: str) -> Row:
+    """The object that a line of JSONL holds; ValueError says what the line `is` or `holds`."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f'is not JSON: {error.msg}; each line holds one object, as {{"prompt": "Once"}}'
+        ) from error
+    except RecursionError as error:
+        raise ValueError(TOO_DEEP) from error
+    except ValueError as error:  # Python converts no more digits
+        raise ValueError("holds an integer of more than 4300 digits; write it as text") from error
+    if line.count("[") + line.count("{") > DEEPEST and depth(row) > DEEPEST:
+        raise ValueError(TOO_DEEP)
+    if not isinstance(row, dict):
+        raise ValueError('is not an object with named columns, as {"prompt": "Once"}')
+    if "\\u" in line and not is_utf8(row):
+        raise ValueError("holds half of a surrogate pair (\\ud800 to \\udfff), which is no text")
+    return row
+
+
+def depth(value: Any) -> int:
+    """How deep lists and objects are nested; 1 for an empty one."""
+    level, found = [value], 0
+    while level := [item for item in level if isinstance(item, list | dict)]:
+        items = (item.values() if isinstance(item, dict) else item for item in level)
+        level, found = [below for group in items for below in group], found + 1
+    return found

@@ -70,8 +70,10 @@ def _load_files(files: Any, problems: Problems) -> bool:
         return not files  # absent, or a wrong type that validation reports
     all_loaded = True
     for file in files:
-        if not Path(file).is_file():
-            problems.add(["reward_files", file], f"reward_files: no file {file!r} in {Path.cwd()}")
+        if not is_file(file):
+            problems.add(
+                ["reward_files", file], f"reward_files: no file {shown(file)} in {Path.cwd()}"
+            )
             all_loaded = False
             continue
         from rewards import contract, registry
@@ -82,6 +84,13 @@ def _load_files(files: Any, problems: Problems) -> bool:
             problems.add(["reward_files", file], f"reward_files: {error}")
             all_loaded = False
     return all_loaded
+
+
+def is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _is_known(kind: Any) -> bool:

@@ -2,15 +2,14 @@
 
 from pydantic import Field
 
-from rlalign.fields import PositiveFloat, Section
+from rlalign.fields import FileName, PositiveFloat, Section
 
 
 class RunSection(Section):
     """The run's folder, and whether to go on from a checkpoint."""
 
-    name: str = Field(
+    name: FileName = Field(
         "auto",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
         description="the run's folder under `dir`; auto: the configuration's name and the time",
     )
     dir: str = Field("runs", min_length=1, description="where runs are kept")

@@ -183,7 +183,9 @@ def open_run(run: RunSection, stem: str) -> RunFolder:
     try:
         make_folder(root)
     except OSError as error:
-        raise ConfigError(f"run.dir={run.dir!r} cannot be made: {error}; name another") from error
+        raise ConfigError(
+            f"run.dir={run.dir!r} cannot be made: {error.strerror}; name another"
+        ) from error
     checkpoint = None if run.resume in ("never", "auto") else Path(run.resume)
     if run.name == "auto":
         if run.resume == "auto":

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlalign.problems import dotted
+
 Node = dict[str, Any]
 
 
@@ -126,10 +128,9 @@ def _describe_one(root: Node, leaf: Node) -> str:
         case "integer" | "number" as kind:
             return ("an integer" if kind == "integer" else "a number") + _bounds(leaf)
         case "string":
-            pattern = leaf.get("pattern")
             return (
                 "text"
-                + (f" that matches {pattern}" if pattern else "")
+                + (f" of {leaf['made_of']}" if "made_of" in leaf else "")
                 + (" of at least 1 character" if leaf.get("minLength") else "")
             )
         case "boolean":
@@ -156,7 +157,8 @@ def _bounds(leaf: Node) -> str:
         "maximum": "at most",
         "exclusiveMaximum": "below",
     }
-    parts = [f"{word} {leaf[key]:g}" for key, word in words.items() if key in leaf]
+    found = [(word, leaf[key]) for key, word in words.items() if key in leaf]
+    parts = [f"{word} {n if isinstance(n, int) else format(n, 'g')}" for word, n in found]
     if not parts:
         return ""
     return (" of " if parts[0].startswith("at") else " ") + " and ".join(parts)
@@ -190,8 +192,7 @@ def nearest_path(path: str, known: Iterable[str]) -> str | None:
 
 def unknown_setting(root: Node, path: Sequence[str]) -> str:
     """The message about a path that is no setting."""
-    typed = ".".join(path)
-    known = [setting.path for setting in settings(root)]
+    typed, known = dotted(path), [setting.path for setting in settings(root)]
     if typed in known:  # a file's key with a dot in it
         *above, leaf = typed.split(".")
         return f"{typed} is unknown; nest it: {': {'.join(above)}: {{{leaf}: …{'}' * len(above)}"

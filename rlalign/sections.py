@@ -12,6 +12,7 @@ from rlalign.audit_section import AuditSection
 from rlalign.fields import (
     Decay,
     FiniteFloat,
+    Many,
     NonNegative,
     NonNegativeFloat,
     Positive,
@@ -241,9 +242,9 @@ class TrainSection(Section):
     """How long to train, on how many samples."""
 
     iterations: Positive = Field(40, description="rounds of collect, score, update")
-    samples: Positive = Field(64, description="responses an iteration, over all processes")
-    seed: NonNegative = Field(0, description="of every random generator")
-    threads: Literal["auto"] | Positive = Field(
+    samples: Many = Field(64, description="responses an iteration, over all processes")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="of every random generator")
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
         "auto", description="torch threads a process; auto: allowed cores over local processes"
     )
 
@@ -254,7 +255,7 @@ class EvalSection(Section):
     every: NonNegative = Field(
         10, description="iterations between evaluations on held-out prompts; 0: never"
     )
-    samples: Positive = Field(64, description="responses an evaluation, over all processes")
+    samples: Many = Field(64, description="responses an evaluation, over all processes")
     target_samples: Positive = Field(
         1024,
         description="responses of policy and reference each that `rlalign eval` draws",

@@ -263,7 +263,7 @@ def longest_prompt(config: RunConfig, of_model: Any) -> int | None:
     if wanted >= context:
         raise ConfigError(
             f"sampling.max_new_tokens={wanted} leaves no room for a prompt in the model's "
-            f"context of {context} tokens"
+            f"context of {context} tokens; lower it"
         )
     return min(context - wanted, most or context)
 

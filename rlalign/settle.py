@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlalign.overrides import BARE, Override
+from rlalign.overrides import BARE, DEEPEST, Override
 from rlalign.problems import Path, Problems, dotted, shown
 from rlalign.schema import (
     Node,
@@ -18,40 +18,55 @@ from rlalign.schema import (
     unknown_setting,
 )
 
+LARGEST = 2**53  # the integers up to here are the same in every reader of JSON
 Texts = dict[tuple[str, ...], str]  # what was typed for a setting, where its value was guessed
 Mapped = dict[str, Any]
 
 
 def plain_copy(value: Any, path: tuple[str | int, ...], problems: Problems) -> Any:
     """A copy made of JSON's types alone; what is not one of them, or interpolates, is reported."""
+    if len(path) > DEEPEST:
+        where = dotted(path[:3])
+        problems.add(path[:1], f"{where}: lists and mappings are nested more than {DEEPEST} deep")
+        return None
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
                 here = f"in {dotted(path)}" if path else "at the top level"
-                problems.add((*path, repr(key)), f"the key {key!r} {here} is not text: quote it")
+                key_shown = shown(key)
+                problems.add(
+                    (*path, key_shown), f"the key {key_shown} {here} is not text: quote it"
+                )
         items = {key: item for key, item in value.items() if isinstance(key, str)}
         for key in items:
             plain_copy(key, (*path, key), problems)
         return {key: plain_copy(item, (*path, key), problems) for key, item in items.items()}
     if isinstance(value, list | tuple):
         return [plain_copy(item, (*path, index), problems) for index, item in enumerate(value)]
+    fault = _fault(value)
+    if fault is not None:
+        problems.add(path, f"{dotted(path)}{fault}")
+        return None
+    return value
+
+
+def _fault(value: Any) -> str | None:
+    """What follows the setting in the message about a single value; None where it is sound."""
     if isinstance(value, str):
         if "${" in value:
-            problems.add(
-                path,
-                f"{dotted(path)}={shown(value)} holds '${{': nothing is interpolated here; "
-                "write the value itself",
+            return (
+                f"={shown(value)} holds '${{': nothing is interpolated here; write the value itself"
             )
         if any("\ud800" <= character <= "\udfff" for character in value):
-            problems.add(path, f"{dotted(path)}={shown(value)} is not UTF-8 text")
-            return None
-        return value
+            return f"={shown(value)} is not UTF-8 text"
+        return f"={shown(value)} holds the character NUL; remove it" if "\0" in value else None
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return (
+            f"={shown(value)} is beyond 2^53, up to which JSON keeps integers; no setting needs it"
+        )
     if value is None or value is BARE or isinstance(value, bool | int | float):
-        return value
-    problems.add(
-        path, f"{dotted(path)} is a {type(value).__name__}; use text, numbers, lists or mappings"
-    )
-    return None
+        return None
+    return f" is a {type(value).__name__}; use text, numbers, lists or mappings"
 
 
 def apply_overrides(
@@ -60,6 +75,10 @@ def apply_overrides(
     """Set each override in `mapping`, later ones last; gives what was typed for each."""
     texts: Texts = {}
     for override in overrides:
+        if len(override.path) > DEEPEST:
+            start = dotted(override.path[:3])
+            problems.add(override.path, f"{start}… has {len(override.path)} parts; no setting has")
+            continue
         value = plain_copy(override.value, override.path, problems)
         _put(root, mapping, override.path, value, problems)
         depth = len(override.path)
@@ -132,7 +151,8 @@ def _settled(
             name = dotted(path)
             problems.add(path, f"--{name} needs a value, {describe(root, node)}: --{name}=VALUE")
         return True
-    if isinstance(value, float) and value.is_integer() and not types - {"integer", "null"}:
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST
+    if is_whole and not types - {"integer", "null"}:
         return int(value)
     words = accepts_words(root, node) and "string" not in types
     if text is not None and (words or "string" in types):

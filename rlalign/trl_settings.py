@@ -143,6 +143,13 @@ def refuse(config: PPORun) -> None:
                 f"{rule.setting}={changed[rule.setting]!r} cannot be honoured by TRL's trainers: "
                 f"{rule.note}; leave it out"
             )
+    for name, entry in config.rewards.items():
+        wish = "hard" if entry.get("hard") else "moment"
+        if entry.get(wish) not in (None, False):
+            raise ConfigError(
+                f"rewards.{name}.{wish} is fitted by this project's own loop, and TRL's trainers "
+                "know weights alone; use rlalign ppo, dpg or reinforce, or a weight"
+            )
     group_size(config)
 
 

@@ -147,3 +147,7 @@ def test_repetition_is_minus_the_share_of_repeated_ngrams():
     assert values == [-0.5, 0, 0, 0, 0]
     assert isinstance(values[0], Score)
     assert [s.credit for s in values[0].spans] == pytest.approx([-1 / 3, -1 / 6])
+
+
+def test_a_number_that_no_float_holds_is_worth_nothing_under_multiple_of():
+    assert JsonSchema(schema={"multipleOf": 0.5})(["9" * 400, "2"]) == [0.0, 1.0]
