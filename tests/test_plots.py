@@ -67,6 +67,13 @@ def test_a_null_leaves_a_gap_in_its_own_series_only(tmp_path):
     assert reward_names(rows) == ["a", "weight"]
 
 
+def test_a_reward_that_never_applied_is_shown_as_one_all_the_same(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"iteration": 1, "score": 0.0, "reward/a/valid": 0.0}\n')
+    assert reward_names(read_metrics(path)) == ["a"]
+    assert draw_plots(path, tmp_path)
+
+
 def test_a_running_mean_averages_the_neighbours_that_there_are():
     assert running_mean(np.array([1.0, 2.0, 6.0, 3.0]), 3).tolist() == pytest.approx(
         [1.5, 3.0, 11 / 3, 4.5]

@@ -49,7 +49,7 @@ def test_a_sound_file_ends_with_0_and_a_line_a_check(directory, capsys):
         for check in ("load", "length", "finite", "bounds", "determinism", "order", "state",
                       "causal", "empty", "emoji", "long")
     ]  # fmt: skip
-    assert lines[-1] == ["rewards:", "1,", "checks:", "10,", "failed:", "0"]
+    assert lines[-1] == ["rewards:", "1,", "checks:", "11,", "failed:", "0"]
 
 
 def test_a_faulty_file_ends_with_5_and_the_reason(directory, capsys):

@@ -201,7 +201,7 @@ def _draw_all_rewards(ax: Axes, rows: Rows, names: Sequence[str]) -> None:
                 y = running_mean(y, len(y) // 30)
             ax.plot(x, (y - low) / span, color=color, lw=1.5, label=label.replace("$", r"\$"))
     _dress(ax, "Rewards, each from its least to its most", "share of its own range")
-    if names:  # below the axes: lines that fill them leave no place inside
+    if ax.lines:  # below the axes: lines that fill them leave no place inside
         ax.legend(
             frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2)
         )

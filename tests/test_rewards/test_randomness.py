@@ -149,15 +149,19 @@ def test_a_seed_gives_the_same_values_whatever_was_called_before(drawing_file, s
     unbroken, resumed = made(), made()
     for seed in (1, 2):
         unbroken([""] * 2, ["x", "y"], {"by": [3.0, 3.0]}, seed=seed)
-    seeded()  # the run's generators are elsewhere by then
-    went_on, anew = unbroken(*data, seed=3).values, resumed(*data, seed=3).values
-    other = resumed(*data, seed=4).values
-    for rewards in (unbroken, resumed):
+    went_on = unbroken(*data, seed=3).values
+    draws()  # the run's generators are elsewhere by then
+    anew, other = resumed(*data, seed=3).values, resumed(*data, seed=4).values
+    loaded_otherwise = RewardSet(parse_entries({"built": section["built"]}), seed=6)
+    assert loaded_otherwise(*data, seed=3).values[0, 0] != anew[0, 1]
+    for rewards in (unbroken, resumed, loaded_otherwise):
         rewards.close()
     assert went_on.tolist() == anew.tolist()
     called = [i for i, name in enumerate(unbroken.names) if not name.startswith("built")]
     assert (other[:, called] != anew[:, called]).all()  # and it is the seed that gives them
     assert len({*anew[:, called].flat}) == 3 * len(called)  # each reward and sample has its own
+    by_prompt = anew[:, unbroken.names.index("per_prompt")]
+    assert by_prompt[1] != 2.0 * by_prompt[0]  # and so has each group of prompts
     assert anew[0, 1] == other[0, 1]  # what was drawn while loading stays
 
 
