@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,9 @@ from rewards.randomness import States, current, restore, seeded
 logger = logging.getLogger(__name__)
 # Held by whoever has the generators for itself: async rewards draw in a thread of their own.
 _ALONE = threading.RLock()
+_here = threading.local()  # `depth`: how often this thread holds it
+# Set where the work is that of a thread which holds it and waits, as for a reward within a reward.
+_lent: ContextVar[bool] = ContextVar("lent", default=False)
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGCHLD")
 _warned: set[tuple[str, str]] = set()
 Switch = tuple[Callable[[], Any], Callable[[Any], object]]  # how to read it, how to put it back
@@ -37,7 +41,7 @@ class Apart:
         """`who` is named in the warning about a switch that had to be put back."""
         self._who = who
         self._own: States | None = None
-        self._entered: list[tuple[States, Any]] = []
+        self._entered: list[tuple[States, Any, bool]] = []
         self.start(seed)
 
     def start(self, seed: int | None) -> None:
@@ -46,19 +50,39 @@ class Apart:
             self._own = seeded(seed)
 
     def __enter__(self) -> None:
-        _ALONE.acquire()
+        locks = not _lent.get()
+        if locks:
+            _ALONE.acquire()
+            _here.depth = _depth() + 1
         switches = _kept(self._who)
         switches.__enter__()
-        self._entered.append((current(), switches))
+        self._entered.append((current(), switches, locks))
         if self._own is not None:
             restore(self._own)
 
     def __exit__(self, *_: object) -> None:
         self._own = current()
-        others, switches = self._entered.pop()
+        others, switches, locks = self._entered.pop()
         restore(others)
         switches.__exit__(None, None, None)
-        _ALONE.release()
+        if locks:
+            _here.depth -= 1
+            _ALONE.release()
+
+
+def lends() -> bool:
+    """Whether others that this thread waits for must do without the lock."""
+    return _lent.get() or _depth() > 0
+
+
+def lend(lent: bool) -> None:
+    """What `lends` said where the work was begun, for the context in which it is done."""
+    _lent.set(lent)
+
+
+def _depth() -> int:
+    depth: int = getattr(_here, "depth", 0)
+    return depth
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Rewards on the words of a completion. How words are told apart: `rewards/words.py`."""
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -8,10 +9,11 @@ from pydantic import Field
 from rewards.contract import Score, Span, telescope
 from rewards.patterns import Pattern, compile_pattern, encodable
 from rewards.registry import reward
-from rewards.words import Hit, Phrases, Words, phrases, split_words
+from rewards.words import Hit, Phrases, Words, phrases, split_words, word_spans
 
 # A text of 128 k words is looked at after 128 (1 + ln k) of them, chosen by their place alone.
 _EVERY_WORD = 128
+_LAST_WORD = 2048  # and behind this one no more, so that a text of any length takes linear time
 Order = Annotated[int, Field(ge=1, description="length of the n-grams, in words")]
 
 
@@ -116,7 +118,8 @@ def pattern(
 
     What a pattern matches can change with the text behind it, so the credits are the differences
     from word to word of what it matches so far: one that is undone costs what it had earned. In
-    texts of more than 128 words they become sparser, to keep the time in bounds.
+    texts of more than 128 words they become sparser, to keep the time in bounds, and behind word
+    2048 they end: the rest is paid at the last token.
     """
     compiled = compile_pattern(pattern)
 
@@ -130,12 +133,13 @@ def pattern(
 
 def _by_prefixes(text: str, value: Callable[[str], float]) -> Score:
     """The value with telescoped credit: what the text up to and behind each word is worth."""
+    whole = value(text)
     steps = [
-        (word.start, word.end, value(text[: word.end + 1]))
-        for i, word in enumerate(split_words(text))
+        (start, end, whole if end + 1 >= len(text) else value(text[: end + 1]))
+        for i, (start, end) in enumerate(islice(word_spans(text), _LAST_WORD))
         if i % (1 + i // _EVERY_WORD) == 0
     ]
-    return Score(value(text), telescope(steps, value("")))
+    return Score(whole, telescope(steps, value("")))
 
 
 @reward("lexical.diversity", bounds=(0, 1), example={"n": 2})

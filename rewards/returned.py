@@ -5,6 +5,7 @@ raise: it belongs where the reward is called, and in its worker where it has one
 """
 
 import operator
+import sys
 from dataclasses import dataclass
 from itertools import islice
 
@@ -48,8 +49,12 @@ def _item(item: object) -> Item:
         return Wrong(f"returned {_shown(item)}")
     if not isinstance(item, Score) or not item.spans:
         return number
-    at = operator.index
-    return Score(number, [Span(at(s.start), at(s.end), float(s.credit)) for s in item.spans])
+    return Score(number, [Span(_at(s.start), _at(s.end), float(s.credit)) for s in item.spans])
+
+
+def _at(place: object) -> int:
+    """A place in a text as a plain integer; far outside, where it is beyond any text."""
+    return max(-1, min(operator.index(place), sys.maxsize))  # type: ignore[arg-type]
 
 
 def _shown(item: object) -> str:

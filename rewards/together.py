@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
+from rewards.apart import lend, lends
 from rewards.asking import Call, Search
 from rewards.calling import Columns, Scorer, Value, is_async, values
 from rewards.trl_style import for_entry
@@ -33,8 +34,10 @@ def values_of_all(
 def _begin(job: Callable[[], Result]) -> "Future[Result]":
     """The job in a thread that nothing waits for at an interrupt, which an executor's would be."""
     future: Future[Result] = Future()
+    lent = lends()
 
     def run() -> None:
+        lend(lent)
         try:
             future.set_result(job())
         except BaseException as error:

@@ -12,12 +12,12 @@ import math
 import threading
 import types
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-from rewards.apart import Apart
+from rewards.apart import Apart, lend, lends
 from rewards.contract import RewardConfigError, RewardError, brief
 from rewards.spec import RewardSpec, Signature, read_plain, source_of
 
@@ -173,8 +173,10 @@ def wait_for(coroutine: Coroutine[Any, Any, object], apart: Apart) -> object:
     """
     with _MAKING:  # each reward waits in a thread of its own, and the first two may come at once
         loop = _loop()
-    _apart.set(apart)  # copied into the coroutine's context, and from there into its tasks'
-    return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+    context, lent = copy_context(), lends()
+    context.run(_apart.set, apart)  # its tasks inherit it
+    context.run(lend, lent)
+    return context.run(asyncio.run_coroutine_threadsafe, coroutine, loop).result()
 
 
 @cache

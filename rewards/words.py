@@ -68,12 +68,17 @@ def _fold_gap(gap: str) -> str:
     return spaced or " "
 
 
+def word_spans(text: str) -> Iterator[tuple[int, int]]:
+    """Where each word begins and ends, in order; a text is read as far as they are taken."""
+    pattern = _ASCII_WORD if text.isascii() else compile_pattern(_WORD)
+    for match in pattern.finditer(encodable(text)):
+        yield match.span()
+
+
 def split_words(text: str) -> list[Word]:
     """The words of `text` in order, with their character offsets."""
-    pattern = _ASCII_WORD if text.isascii() else compile_pattern(_WORD)
     words, before = [], 0
-    for match in pattern.finditer(encodable(text)):
-        start, end = match.span()
+    for start, end in word_spans(text):
         words.append(Word(fold(text[start:end]), start, end, _fold_gap(text[before:start])))
         before = end
     return words

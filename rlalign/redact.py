@@ -15,8 +15,9 @@ SECRET_VALUE = re.compile(
     r"|AKIA[A-Z0-9]{12,})|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
 )
 # `api_key: x` in YAML, JSON, a URL or a message; a lone "key:" is too common in ordinary text.
+# From the beginning of a run of such letters only: else each of them is a start, in vain.
 INLINE = re.compile(
-    r"(?P<name>\b[\w.-]*(?:(?:api|access|auth|hub|hf|private|secret|wandb)[_-]?(?:key|token)"
+    r"(?P<name>(?<![\w.-])[\w.-]*(?:(?:api|access|auth|hub|hf|private|secret|wandb)[_-]?(?:key|token)"
     r"|password|passwd|passphrase|secret)[\"']?[ \t]*[:=][ \t]*)"
     r"(?P<value>[\"']?[^\s\"',;&}\]]+[\"']?)",
     re.I,

@@ -45,7 +45,6 @@ def score_rollout(
     rewards draw is a function of `seed`. Raises RewardError with the reward and the sample.
     """
     device = rollout.response_ids.device
-    prompts = rollout.prompts
     fitted = {} if target is None else target.weights(beta)
     logged = Logged()
     columns = columns_of(rollout, state or TrainerState(), logged)
@@ -56,7 +55,7 @@ def score_rollout(
         ahead = (
             None if beside is None else beside.submit(reference_logprobs, rollout, policy, budget)
         )
-        output = reward_set(prompts.texts, rollout.texts, columns, iteration, fitted, seed)
+        output = reward_set(rollout.prompts.texts, rollout.texts, columns, iteration, fitted, seed)
     reference = reference_logprobs(rollout, policy, budget) if ahead is None else ahead.result()
     raw = torch.as_tensor(output.score, dtype=torch.float32)
     finished = rollout.finished.cpu()

@@ -86,7 +86,7 @@ def test_the_readers_rewards_keep_the_contract(readers_folder):
 def test_the_one_line_conformance_test_passes(readers_folder, capsys):
     assert "rlalign rewards test my_rewards.py" in commands()
     assert cli.main(["rewards", "test", "my_rewards.py"]) == 0
-    assert "rewards: 2, checks: 20, failed: 0" in capsys.readouterr().out
+    assert "rewards: 2, checks: 22, failed: 0" in capsys.readouterr().out
 
 
 def test_the_readers_reward_on_a_column_is_probed_as_the_readme_says(readers_folder, capsys):

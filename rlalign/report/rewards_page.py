@@ -32,7 +32,8 @@ rlalign rewards bench my.questions --reward_files my_rewards.py
 
 - `test` runs every reward of a file, with its `example`, through the checks of the contract: it can
   be loaded; one value a sample (`length`), finite, within its bounds; the same when called again
-  (`determinism`), in another order and alone (`order`); credit of spans that stands whatever the
+  (`determinism`), in another order and alone (`order`), from the same state, which survives being
+  saved (`state`), where it keeps one; credit of spans that stands whatever the
   text goes on with (`causal`); and it copes with an empty text, emoji and 10,000 characters. The
   exit code is 5 where one fails. There is no deadline: a reward that hangs, hangs the test.
 - `probe` scores texts of yours. Where a reward returns spans it shows them in the text, green where
@@ -73,6 +74,64 @@ meant; the optimum stays the same, as long as credit depends on nothing behind `
   would be learnt; `rlalign rewards test` tries other endings and names the character.
 - A model's opinion, a format, an ending and a combination are paid at the last token.
 - `score.credit: last` pays everything there: the same target, to compare with.
+
+## Rewards in a run that can be repeated
+
+The same configuration gives the same numbers twice, and a resumed run those of an unbroken one.
+
+- **Equal samples** of a batch are computed once; values are not kept from one batch to the next,
+  where a resumed run would have scored other texts. `@reward(..., cache=False)` has each computed.
+- **Random numbers.** The global generators of Python, numpy and torch are a reward's own while it
+  is imported, built, loaded, called or awaited: the run's are not moved. In a run they are seeded
+  for each call by `train.seed`, the iteration, the rank and the entry's name, in a worker too. By
+  hand, `RewardSet(entries, seed=1)` seeds what is drawn while loading and `rewards(..., seed=2)`
+  that of a call; without a seed the streams go on. A reward that calls others hands them one:
+  `seed=random.getrandbits(63)`. Nobody can seed `os.urandom`, `default_rng()` without a seed, the
+  clock, a server, threads of a reward's own, async tasks in the order of their answers, or torch
+  where an isolated reward first imports it within a call (import it at the head of the file).
+- **State.** A class whose values depend on what it has seen has `state_dict()`, which returns JSON
+  (dicts with strings as keys, lists, strings, finite numbers, true, false, null), and
+  `load_state_dict(state)`. `RewardSet.state_dict()` gathers them by entry, each process its own.
+  Probes and evaluations leave no trace in it. Equal samples are each shown to such a reward. Keep
+  it small: an isolated reward's is sent back after every call. `rlalign rewards test` takes it to
+  a second reward (`state`). Without the two methods, what a class remembers is lost at a resume.
+
+  ```python
+  @reward("my.novelty")  # 1 for a text that no call before held, else 0
+  class Novelty:
+      def __init__(self) -> None:
+          self.seen: set[str] = set()
+
+      def __call__(self, completions: list[str]) -> list[float]:
+          values = [float(text not in self.seen) for text in completions]
+          self.seen.update(completions)
+          return values
+
+      def state_dict(self) -> dict:
+          return {"seen": sorted(self.seen)}
+
+      def load_state_dict(self, state: dict) -> None:
+          self.seen = set(state["seen"])
+  ```
+
+- **Switches of the process.** What a reward changes is put back after each call, with one warning:
+  the working directory, signal handlers and the alarm, numpy's handling of errors, torch's threads,
+  default dtype and device, deterministic algorithms, recording of gradients, float32 precision and
+  cuDNN's algorithms. Not put back: environment variables, `sys.path`, patched modules, torch's
+  threads between operations and `set_flush_denormal`. What a reward changes in the middle of a call
+  is seen by the reference, which a GPU computes at the same time. `isolate: true` keeps all of it
+  in another process.
+
+## Rewards that hang or crash
+
+Under `isolate: true` a reward runs in a worker process. A call that takes longer than `deadline`
+(30 seconds), crashes or fills its pipe ends the worker at once, with every process that it started
+(those that cleared their environment excepted), and a new one starts. The batch's samples are then
+tried one by one. Those that hang fail, under `on_error`; together they may cost five deadlines of a
+batch, and then the run ends and names the first, whatever `on_error` says. `on_error: skip` and
+`value` forgive a fifth of the samples of a batch, on each process.
+
+A reward that hangs in this process, without `isolate`, cannot be stopped by it.
 
 ## When rewards are hacked
 
