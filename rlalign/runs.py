@@ -1,6 +1,5 @@
 """A run's folder: where it is, what lies in it, and run.json, which says how the run was made."""
 
-import contextlib
 import importlib.metadata
 import json
 import logging
@@ -17,7 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlalign.checkpoint import CheckpointError
-from rlalign.files import MANIFEST, FileError, make_folder, read_json, sha256, write_atomically
+from rlalign.files import (
+    MANIFEST,
+    FileError,
+    fsync,
+    make_folder,
+    read_json,
+    sha256,
+    write_atomically,
+)
 from rlalign.problems import ConfigError
 from rlalign.redact import redact_command, redact_text
 from rlalign.run_section import RunSection
@@ -181,8 +188,7 @@ def open_run(run: RunSection, stem: str) -> RunFolder:
         raise ConfigError(f"run.name={run.name!r} leads out of run.dir={run.dir!r}; name a folder")
     if path.exists() and not path.is_dir():
         raise ConfigError(f"run.name={run.name!r}: {path} is a file; choose another name")
-    with contextlib.suppress(FileExistsError):
-        path.mkdir()
+    make_folder(path)
     goes_on = run.resume == "auto" or (checkpoint is not None and _is_of(checkpoint, path))
     if not goes_on:
         if holds_a_run(path):
@@ -241,6 +247,7 @@ def _new_run(root: Path, stem: str) -> RunFolder:
             path.mkdir()  # two runs of the same second: the folder tells who was first
         except FileExistsError:
             continue
+        fsync(root)
         return RunFolder(path)
     raise ConfigError(f"run.dir={str(root)!r} has too many runs named {name}; give a --run.name")
 
