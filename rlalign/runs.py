@@ -1,6 +1,5 @@
 """A run's folder: where it is, what lies in it, and run.json, which says how the run was made."""
 
-import contextlib
 import importlib.metadata
 import json
 import logging
@@ -21,6 +20,7 @@ from rlalign.checkpoint import CheckpointError
 from rlalign.files import (
     MANIFEST,
     FileError,
+    fsync,
     links_out_of,
     make_folder,
     read_json,
@@ -200,8 +200,7 @@ def open_run(run: RunSection, stem: str) -> RunFolder:
         raise ConfigError(f"run.name={run.name!r} leads out of run.dir={run.dir!r}; name a folder")
     if path.exists() and not path.is_dir():
         raise ConfigError(f"run.name={run.name!r}: {path} is a file; choose another name")
-    with contextlib.suppress(FileExistsError):
-        path.mkdir()
+    make_folder(path)
     goes_on = run.resume == "auto" or (checkpoint is not None and _is_of(checkpoint, path))
     if not goes_on:
         if holds_a_run(path):
@@ -272,6 +271,7 @@ def _new_run(root: Path, stem: str) -> RunFolder:
             path.mkdir()  # two runs of the same second: the folder tells who was first
         except FileExistsError:
             continue
+        fsync(root)
         return RunFolder(path)
     raise ConfigError(f"run.dir={str(root)!r} has too many runs named {name}; give a --run.name")
 

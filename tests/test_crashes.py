@@ -24,8 +24,9 @@ from rlalign.trainer import Trainer
 
 EVENTS = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")
 SMALL: dict[str, Any] = {
-    "train": {"iterations": 2, "samples": 8},
+    "train": {"iterations": 3, "samples": 8},
     "eval": {"every": 1, "samples": 2},
+    "checkpoint": {"every": 1, "keep": 1},  # the last save rotates, too
     "reinforce": {"minibatches": 1, "lr": 1e-3},
     "sampling": {"samples_per_prompt": 4},
 }
@@ -73,7 +74,7 @@ def watch(folder: Path, told: Callable[[str], None]) -> None:
 
 
 def places(trainer: Trainer, folder: Path) -> list[int]:
-    """Numbers of the calls of a run to kill it at: the first of each kind."""
+    """Numbers of the calls of a run to kill it at: the first of each kind, and the last mark."""
     seen: list[str] = []
 
     def work() -> None:
@@ -83,7 +84,9 @@ def places(trainer: Trainer, folder: Path) -> list[int]:
 
     assert done(work) == 0
     calls = Path(f"{folder}.calls").read_text(encoding="utf-8").splitlines()
-    return sorted({call: number for number, call in reversed(list(enumerate(calls)))}.values())
+    first = {call: number for number, call in reversed(list(enumerate(calls)))}
+    last = {call: number for number, call in enumerate(calls) if "best.json" in call}
+    return sorted({*first.values(), *last.values()})
 
 
 def killed_at(trainer: Trainer, folder: Path, number: int) -> int:

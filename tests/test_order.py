@@ -41,8 +41,12 @@ CLOSED_FORM = {
 }
 
 
-@pytest.mark.parametrize("way", ["one", "two", "micro-batches", "resumed"])
-@pytest.mark.parametrize("schedule", CLOSED_FORM)
+OTHERS = [("linear", "two"), ("cosine", "micro-batches"), ("cosine", "resumed")]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "way"), [*((schedule, "one") for schedule in CLOSED_FORM), *OTHERS]
+)
 def test_the_learning_rate_is_its_closed_form(tmp_path, schedule, way):
     optim = {"schedule": schedule, "warmup_iterations": 2, "final_lr_fraction": 0.1}
     sections = {

@@ -12,6 +12,7 @@ from typing import Any
 import hashes
 import oracle
 import pytest
+from forked import in_ranks
 from hashes import metrics
 
 from rewards.contract import RewardError
@@ -129,7 +130,8 @@ def test_two_processes_resume_to_the_same_metrics(tmp_path: Path) -> None:
         )
         return done.returncode
 
-    assert launch("unbroken") == 0
+    folder = tmp_path / "unbroken"
+    assert in_ranks(2, lambda: run(folder, model=LORA) and None) == [0, 0]
     assert launch("broken", "10") != 0
     ended = json.loads((tmp_path / "broken/a/run.json").read_text())
     assert ended["exit_code"] == 5  # rank 1's reward failed; rank 0 wrote it down

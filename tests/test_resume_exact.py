@@ -23,23 +23,32 @@ def unbroken(tmp_path_factory):
     return find
 
 
-def gone_on_with(folder: Path, case: str, after: int, world: int = 1) -> dict[str, str]:
-    exact_runs.killed(folder, case, after, world)
+def gone_on_with(folder: Path, case: str, stops: list[int], world: int = 1) -> dict[str, str]:
+    """Hashes of a run that was killed after each of these iterations, one after the other."""
+    for after in stops:
+        exact_runs.killed(folder, case, after, world)
     return hashes.of_run(exact_runs.whole(folder, case, world))
 
 
-@pytest.mark.parametrize("after", [1, 2, 3])
-@pytest.mark.parametrize("case", ["ppo", "ppo-lora", "warmup", "dpg-lora", *SOME])
-def test_one_process_goes_on_bit_by_bit(tmp_path, unbroken, case, after):
-    assert gone_on_with(tmp_path, case, after) == unbroken(case)
+@pytest.mark.parametrize("stops", [[1], [2], [3], [1, 2, 3]], ids=str)
+@pytest.mark.parametrize("case", ["ppo", "ppo-lora"])
+def test_one_process_goes_on_bit_by_bit(tmp_path, unbroken, case, stops):
+    assert gone_on_with(tmp_path, case, stops) == unbroken(case)
 
 
-@pytest.mark.parametrize(
-    ("case", "after"),
-    [*(("ppo-lora", k) for k in (1, 2, 3)), ("ppo", 2), *((case, 2) for case in SOME)],
-)
-def test_two_processes_go_on_bit_by_bit(tmp_path, unbroken, case, after):
-    assert gone_on_with(tmp_path, case, after, world=2) == unbroken(case, 2)
+@pytest.mark.parametrize("case", ["warmup", "dpg-lora", *SOME])
+def test_every_method_goes_on_bit_by_bit_after_each_iteration(tmp_path, unbroken, case):
+    assert gone_on_with(tmp_path, case, [1, 2, 3]) == unbroken(case)
+
+
+@pytest.mark.parametrize("stops", [[1], [2], [3]], ids=str)
+def test_two_processes_go_on_bit_by_bit(tmp_path, unbroken, stops):
+    assert gone_on_with(tmp_path, "ppo-lora", stops, world=2) == unbroken("ppo-lora", 2)
+
+
+@pytest.mark.parametrize("case", ["ppo", *SOME])
+def test_two_processes_of_every_method_go_on_bit_by_bit(tmp_path, unbroken, case):
+    assert gone_on_with(tmp_path, case, [2], world=2) == unbroken(case, 2)
 
 
 @pytest.mark.parametrize("world", [1, 2])
