@@ -147,7 +147,12 @@ class RunCheckpoints:
             faults.append(found)
             if self.ranks.is_main and resume == "auto":
                 logger.warning("a checkpoint was passed over: %s", found.message)
-        if resume != "auto" or not any(fault.is_damage for fault in faults):
+        if resume != "auto" and faults[0].is_damage:
+            raise CheckpointError(
+                f"{faults[0].message}; name another, or give --run.resume=auto, which goes on from "
+                "the newest sound one"
+            )
+        if not any(fault.is_damage for fault in faults):
             raise CheckpointError(faults[0].message)
         raise CheckpointError(
             f"none of the {len(faults)} checkpoints in {root} is sound, and nothing was changed: "
