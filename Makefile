@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # More for the job: make ppo ARGS="--train.iterations=80", make test ARGS="-k gae".
 ARGS ?=
+# Test files that run at once; each is of one thread.
+JOBS ?= 2
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The build tool is installed beside the rest, so an editable install fetches nothing by itself.
@@ -39,7 +41,7 @@ test: env-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 browser: env-test
 	@for name in chromium chromium-browser google-chrome chrome; do \
