@@ -11,6 +11,7 @@ from rlalign.guard.telling import Guarded, guarded, where
 from rlalign.ranks import RankFailed, Ranks, is_lost_connection
 from rlalign.redact import redact_text
 from rlalign.run_section import RunSection
+from rlalign.whereabouts import HERE
 
 Status = Literal["stopped", "failed", "preempted"]
 SLACK_SECONDS = 60.0  # the guard, which can say who hangs, gives up before the backend does
@@ -36,6 +37,7 @@ def watched(section: RunSection) -> Iterator[Ranks]:
     global _guard
     ranks = Ranks(section.timeout + SLACK_SECONDS)
     _guard = guarded(ranks, section.timeout, section.grace)
+    HERE.on_fault = lambda error: ended(error, ranks.rank)
     try:
         yield ranks
     except BaseException as error:
@@ -67,6 +69,7 @@ def ended(error: BaseException, rank: int) -> Ending:
 def leave() -> None:
     """Nothing more is to come of this process that the guard should wait for."""
     global _guard
+    HERE.on_fault = None
     if _guard is not None:
         _guard.leave()
         _guard = None

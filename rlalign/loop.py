@@ -41,6 +41,7 @@ class Result:
 
 def train(trainer: Trainer, stem: str = "run", quiet: bool = False) -> Result:
     """Run a configuration to its end, in its folder, resuming where it says so."""
+    HERE.begin()
     run = _Run(trainer, open_folder(trainer.session, stem), quiet)
     try:
         with stopping.listening():

@@ -112,9 +112,15 @@ class Ranks:
                 result.append(job())
         except (Exception, SystemExit, Interrupted) as error:
             fault = error
-        if not self.any(fault is not None):
+        faults = []
+        if fault is not None:
+            kind, message = told(fault)
+            faults = [(self.rank, kind, message)]
+            if kind is not Interrupted and HERE.on_fault is not None:  # others may be busy for long
+                HERE.on_fault(fault if kind is RankFailed else kind(message))
+        if not self.any(bool(faults)):
             return result[0]
-        faults = self.gather([] if fault is None else [(self.rank, *told(fault))])
+        faults = self.gather(faults)
         rank, kind, message = min(faults, key=lambda each: (each[1] is Interrupted, each[0]))
         if rank == self.rank and fault is not None and kind is RankFailed:
             raise fault

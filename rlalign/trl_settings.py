@@ -75,6 +75,7 @@ RULES = (
     same("optim.eps", "adam_epsilon"),
     same("optim.weight_decay", "weight_decay", "TRL leaves biases and norms out"),
     same("optim.max_grad_norm", "max_grad_norm", "null: 0"),
+    same("optim.max_skipped", NOWHERE, "TRL takes steps whose gradient is not finite"),
     *(
         same(f"optim.{name}", "lr_scheduler", "rlalign's own, stepping by iterations as in PPO")
         for name in ("schedule", "final_lr_fraction", "warmup_iterations")
@@ -100,6 +101,9 @@ RULES = (
     same("run.name", OURS),
     same("run.dir", OURS),
     Rule("run.resume", NOWHERE, NOWHERE, "there are no checkpoints to go on from", refused=True),
+    same("run.allow_elastic", NOWHERE, "as run.resume"),
+    same("run.timeout", OURS, "a sign of life is a reward's call, or a step"),
+    same("run.grace", OURS, "to end in; nothing is saved"),
     same("trackers", OURS, "metrics.jsonl in PPO's keys, TRL's own under trl/"),
     same("reward_files", OURS),
     same("ppo.epochs", "num_iterations"),

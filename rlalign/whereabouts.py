@@ -25,6 +25,7 @@ class Whereabouts:
         self.is_waiting = False  # for the other ranks
         self.stop_requested = False
         self.on_life: Callable[[], None] | None = None  # told of changes, and now and then of life
+        self.on_fault: Callable[[BaseException], object] | None = None  # of what ends the run
         self._may_stop = 0
         self._told = 0.0
 
@@ -32,6 +33,10 @@ class Whereabouts:
         parts = [] if self.rank is None else [f"rank {self.rank}"]
         parts += [] if self.iteration is None else [f"iteration {self.iteration}"]
         return ", ".join([*parts, self.phase + (f": {self.doing}" if self.doing else "")])
+
+    def begin(self) -> None:
+        """Forget where an earlier run of this process was."""
+        self.iteration, self.phase, self.doing, self.is_waiting = None, "start", "", False
 
     @contextmanager
     def within(self, phase: str) -> Iterator[None]:

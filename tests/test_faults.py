@@ -99,6 +99,16 @@ def test_an_error_on_one_rank_ends_all_and_is_told_as_it_was(server, place, phas
     assert last == f"rlalign: {said['message']}"
 
 
+def test_an_error_does_not_wait_for_ranks_that_are_busy(server, place):
+    faults = [at("score", "exception", 1), at("score", "sleep", 0)]
+    job = server.launch(place, command("busy"), 2, faults)
+    wait_for_fault(place, "busy", job)
+    job.wait_for_nobody(SECONDS)
+    said = ended(place, "busy")
+    assert said["where"] == {"rank": 1, "at": "rank 1, iteration 2, score"}, job.stderr
+    assert said["message"].startswith("TypeError: a fault of ours")
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("phase", ["score", "update"])  # before a meeting, and amid several
 def test_a_killed_rank_ends_all(server, place, phase, rank):

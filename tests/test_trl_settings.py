@@ -71,6 +71,8 @@ OTHERS = {
     "kl.estimator": "k3",
     "kl.placement": "score",
     "run.resume": "auto",
+    "run.allow_elastic": True,
+    "optim.max_skipped": 3,
     "ppo.value_lr": 1e-3,
     "ppo.value_clip": None,
     "ppo.vf_coef": 0.5,

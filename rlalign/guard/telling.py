@@ -2,6 +2,7 @@
 
 import faulthandler
 import json
+import logging
 import os
 import shutil
 import signal
@@ -19,6 +20,8 @@ from rlalign.ranks import Ranks, is_launched
 from rlalign.redact import redact_text
 from rlalign.terminal import printable
 from rlalign.whereabouts import HERE
+
+logger = logging.getLogger(__name__)
 
 REPLY_SECONDS = 10.0
 LONGEST = 8000  # characters of a message
@@ -100,13 +103,27 @@ def where() -> str:
     return printable(redact_text(str(HERE)))[:LONGEST]
 
 
-def guarded(ranks: Ranks, timeout: float, grace: float) -> Guarded:
-    """Start the guard of this machine, once, and connect to it; every rank calls it."""
-    place = None
+def guarded(ranks: Ranks, timeout: float, grace: float) -> Guarded | None:
+    """Start the guard of this machine, once, and connect to it; every rank calls it.
+
+    None, with a warning, where there can be none: a run must not depend on it.
+    """
+    if sys.platform != "linux":  # the sockets, /proc, and the death of a parent are Linux's
+        return None
+    place = ""
     if ranks.local_rank == 0:
-        place = _start(sum(host == ranks.host for host in ranks.hosts))
-    places = ranks.gather([(ranks.host, str(place))] if place else [])
-    return Guarded(Path(dict(places)[ranks.host]), ranks.rank, timeout, grace)
+        try:
+            place = str(_start(sum(host == ranks.host for host in ranks.hosts)))
+        except OSError as error:
+            logger.warning("no guard could be started, and the run goes on without: %s", error)
+    places = dict(ranks.gather([(ranks.host, place)] if ranks.local_rank == 0 else []))
+    if not places.get(ranks.host):
+        return None
+    try:
+        return Guarded(Path(places[ranks.host]), ranks.rank, timeout, grace)
+    except OSError as error:
+        logger.warning("the guard does not answer, and the run goes on without: %s", error)
+        return None
 
 
 def _start(expected: int) -> Path:
@@ -119,8 +136,8 @@ def _start(expected: int) -> Path:
         listener.bind(str(place / "socket"))
         listener.listen(expected)
         subprocess.Popen(
-            [sys.executable, "-m", "rlalign.guard.watching", str(listener.fileno()),
-             str(expected), str(place)],
+            [sys.executable, "-P", "-m", "rlalign.guard.watching", str(listener.fileno()),
+             str(expected), str(place), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=[listener.fileno()],

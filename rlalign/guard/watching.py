@@ -1,10 +1,11 @@
 """The guard's side: hear the ranks of this machine, judge, end those that would wait for ever.
 
-    python -m rlalign.guard.watching FD RANKS FOLDER
+    python -m rlalign.guard.watching FD RANKS FOLDER STARTER
 
 A process of its own, because a rank whose Python does not run any more (in a loop in C, in a
 collective, killed) can neither judge itself nor be judged by a thread in it. It needs the standard
-library alone. FD is a listening socket, FOLDER its folder, into which ranks dump their stacks.
+library alone. FD is a listening socket, FOLDER its folder, into which ranks dump their stacks, and
+STARTER the process that started it.
 """
 
 import contextlib
@@ -65,8 +66,9 @@ class Verdict:
 class Guard:
     """Reads what ranks say until the last of them is gone."""
 
-    def __init__(self, listener: socket.socket, expected: int, folder: Path) -> None:
+    def __init__(self, listener: socket.socket, expected: int, folder: Path, starter: int) -> None:
         self.listener, self.expected, self.folder = listener, expected, folder
+        self.starter = starter
         self.ranks: list[Rank] = []
         self.run: Path | None = None  # the run's folder
         self.verdict: Verdict | None = None
@@ -88,8 +90,8 @@ class Guard:
                     self._read(key.data)
             self._answer_echoes()
             self._look()
-            if not self.ranks and os.getppid() == 1:  # whoever started it ended before its hello
-                return
+            if not self.ranks and os.getppid() != self.starter:  # which ended before its hello
+                break
         self._close()
 
     # -- what ranks say ------------------------------------------------------------------------
@@ -263,10 +265,11 @@ def _parent(pid: int) -> int:
 
 
 def main() -> None:
-    descriptor, expected, folder = sys.argv[1:]
+    descriptor, expected, folder, starter = sys.argv[1:]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends when the last rank does
-    Guard(socket.socket(fileno=int(descriptor)), int(expected), Path(folder)).watch()
+    listener = socket.socket(fileno=int(descriptor))
+    Guard(listener, int(expected), Path(folder), int(starter)).watch()
 
 
 if __name__ == "__main__":
