@@ -19,13 +19,14 @@ LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 \
 	--mixed_precision no --dynamo_backend no
 
 .DEFAULT_GOAL := help
-.PHONY: help ppo test browser fuzz prove seeds bench env env-test models clean distclean
+.PHONY: help ppo test browser fuzz chaos prove seeds bench env env-test models clean distclean
 
 help:
 	@echo 'make ppo        steer the embedded model with rewards        (ARGS="--train.iterations=80")'
 	@echo 'make test       ruff, mypy and pytest                        (ARGS="-k gae" goes to pytest)'
 	@echo 'make browser    the page of rlalign compare in a real browser: no script, no request'
 	@echo 'make fuzz       hostile input: ten times as many cases as in the tests, new ones each time'
+	@echo 'make chaos      a run under faults at random, ten minutes, then compared (ARGS="--seed 7")'
 	@echo 'make prove      the slow proofs: the oracle over seeds'
 	@echo 'make seeds      learning curves: the quickstart with three seeds, and its table of results'
 	@echo 'make bench      time this project and TRL'"'"'s trainers         (ARGS="--only systems"; ARGS=--help)'
@@ -52,6 +53,10 @@ browser: env-test
 # Random, not the tests' own cases: one that fails is printed, and belongs into the tests.
 fuzz: env-test
 	FUZZ_TIMES=10 $(BIN)/python -m pytest tests/test_fuzz_*.py $(ARGS)
+
+chaos: env-test
+	@$(BIN)/python -m rewards.embedded > /dev/null
+	@$(BIN)/python tests/chaos.py $(ARGS)
 
 prove: env-test
 	@$(BIN)/python -m rewards.embedded > /dev/null

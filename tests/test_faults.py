@@ -305,3 +305,31 @@ def test_under_accelerates_launcher_too(place, kind, ending):
     assert done.returncode != 0
     said = ended(place, name)
     assert (said["status"], said["exit_code"]) == ending, done.stderr
+
+
+PICKY = """
+import os
+from rewards import reward
+
+seen = []
+
+@reward
+def picky(completions: list[str]) -> list[float]:
+    seen.extend(completions[:1] if len(completions) > 6 else [])  # no probe, no evaluation
+    if os.environ["RANK"] == "1" and seen and seen[0] in completions:
+        raise ValueError("not that one")
+    return [1.0] * len(completions)
+"""
+
+
+def test_samples_that_fail_on_one_rank_are_counted_for_all(server, place):
+    (place / "picky.py").write_text(PICKY, encoding="utf-8")
+    settings = ("--reward_files=picky.py", "--rewards.picky={kind: picky, on_error: skip}")
+    more = ("--train.samples=32", "--sampling.max_new_tokens=12", "--train.iterations=2")
+    job = server.launch(place, command("picky", *settings, *more), 2)
+    assert job.wait(60) == [0, 0], job.stderr
+    rows = [row for row in hashes.metrics(place / "runs/picky") if row["iteration"]]
+    failed = [row["reward/picky/failed"] for row in rows]
+    assert failed[0] >= 1 and [row["reward/picky/valid"] for row in rows] == [
+        pytest.approx(1 - count / 32) for count in failed
+    ]
