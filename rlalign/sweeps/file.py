@@ -45,8 +45,8 @@ class Sweep:
     definition: str  # JSON of all that a trial's result depends on
 
     def values(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
-        """What a trial is given, of what Optuna drew for it."""
-        return {name: each.value(drawn[name]) for name, each in self.parameters.items()}
+        """What a trial is given, of what Optuna drew for it; less where it has not drawn all."""
+        return {n: each.value(drawn[n]) for n, each in self.parameters.items() if n in drawn}
 
     @property
     def grid_size(self) -> int:

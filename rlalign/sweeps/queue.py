@@ -154,7 +154,7 @@ class Queue:
                 trial.state, trial.state.name.lower()
             ),
             trial.value,
-            self.sweep.values(trial.params) if trial.params else {},
+            self.sweep.values(trial.params),
             trial.user_attrs.get("folder", ""),
             reason,
         )
@@ -228,7 +228,5 @@ def _history(trial: FrozenTrial) -> list[int]:
 
 
 def _is_lost(trial: FrozenTrial) -> bool:
-    """Whether it failed for no reason of its own; a worker that was killed gives none at all."""
-    if trial.state != TrialState.FAIL:
-        return False
-    return "message" not in trial.user_attrs or bool(trial.user_attrs["lost"])
+    """Whether it failed for no reason of its own; a worker that was killed could not say so."""
+    return bool(trial.state == TrialState.FAIL and trial.user_attrs.get("lost", True))
