@@ -458,7 +458,7 @@ model: {name: glass-tiny, dtype: float32, lora: {r: 2}}
 prompts: {path: prompts.jsonl, eval_fraction: 0}
 sampling: {max_new_tokens: 8}
 rewards: {short: {kind: structure.word_count, min: 2, max: 6}}
-train: {iterations: 15, samples: 8, threads: 1}
+train: {iterations: 60, samples: 8, threads: 1}
 ppo: {minibatches: 1, epochs: 1}
 eval: {every: 0}
 checkpoint: {every: 10}
@@ -479,7 +479,7 @@ def test_a_real_run_that_is_stopped_with_its_worker_goes_on_where_it_was(start):
     assert json.loads((folder / "run.json").read_text())["status"] == "preempted"
     assert sweep() == 0
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["iteration"] for row in rows] == list(range(1, 16))
+    assert [row["iteration"] for row in rows] == list(range(1, 61))
     assert states() == [("failed", None), ("done", rows[-1]["score"])]
     assert json.loads((folder / "run.json").read_text())["resumed_at"]
     assert yaml.safe_load((folder / "config.yaml").read_text())["kl"]["coef"] == 0.1
