@@ -1,5 +1,6 @@
 """`rlalign sweep --local`: nothing that dies takes a trial with it, and none is run twice."""
 
+import gc
 import json
 import os
 import signal
@@ -13,16 +14,19 @@ from typing import Any
 
 import pytest
 import yaml
+from forked import ended, fork
 from launching import is_alive
 from wandb import wandb_agent
 
 from rlalign import cli
+from rlalign.sweeps import child, worker
 from rlalign.sweeps.child import Ending, locked_log, read_value
 from rlalign.sweeps.file import FORMS, command_line, read_sweep
 from rlalign.sweeps.parameters import read_parameter
 from rlalign.sweeps.queue import Queue
 
 ROOT = Path(__file__).resolve().parents[1]
+READY = Path("runs/sweeps/s/trial-0000/ready")
 METRIC = {"name": "score", "goal": "maximize"}
 
 # What a run does that a sweep sees, in a program that starts at once. `does` says how it ends.
@@ -48,8 +52,17 @@ if does == "hangs once" and not is_resumed:
     signal.signal(signal.SIGTERM, lambda *_: leave(143, "stopped after iteration 3"))
     (folder / "ready").touch()
     time.sleep(60)
-if does == "dies" or (does == "dies once" and not is_resumed):
+if does == "ignores SIGTERM":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    (folder / "ready").touch()
+    time.sleep(60)
+if does == "leaves its launcher" and not is_resumed and os.fork() == 0:
+    time.sleep(1)
+    leave(143, "stopped after iteration 3")
+if does == "dies" or (does in ("dies once", "leaves its launcher") and not is_resumed):
     os.kill(os.getpid(), signal.SIGKILL)
+if does == "is preempted, then crashes":
+    leave(143, "stopped") if not is_resumed else sys.exit("no such model")
 if does == "fails":
     leave(5, "reward 'space' failed")
 if does == "hides its code" and not is_resumed:
@@ -97,25 +110,42 @@ def attempts(trial: str = "trial-0000") -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+class Started:
+    """A worker in a process of its own, forked because everything is imported here already."""
+
+    def __init__(self, *arguments: str) -> None:
+        def work() -> None:
+            os._exit(sweep(*arguments))
+
+        gc.collect()  # no connection to the study's file is shared
+        self.pid, self.is_over = fork(work), False
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        status = ended(self.pid, time.monotonic() + 120)
+        self.is_over = True
+        return os.waitstatus_to_exitcode(status)
+
+
 @pytest.fixture
 def start(here: Path) -> Iterator[Any]:
-    """Starts workers as a user does, and leaves none behind."""
-    workers: list[subprocess.Popen[str]] = []
+    """Starts workers, and leaves none behind."""
+    workers: list[Started] = []
 
-    def worker(*arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "rlalign", "sweep", "s.yaml", "--local", *arguments]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        pipe = subprocess.PIPE
-        workers.append(subprocess.Popen(command, env=environment, stdout=pipe, text=True))
+    def begin(*arguments: str) -> Started:
+        workers.append(Started(*arguments))
         return workers[-1]
 
-    yield worker
+    yield begin
     for each in workers:
-        each.kill()
-        each.communicate()
+        if not each.is_over:
+            each.signal(signal.SIGKILL)
+            each.wait()
 
 
-def wait_for(claim: Any, seconds: float = 60) -> None:
+def wait_for(claim: Any, seconds: float = 90) -> None:
     end = time.monotonic() + seconds
     while not claim():
         assert time.monotonic() < end, "it took too long"
@@ -149,11 +179,11 @@ def test_a_trials_command_is_the_one_that_an_agent_starts(form, here, monkeypatc
     agent._run_processes, agent._forward_signals = {}, False
     started: list[list[str]] = []
 
-    class Started:
+    class Process:
         def __init__(self, command: list[str], **more: Any) -> None:
             started.append(command)
 
-    monkeypatch.setattr(wandb_agent, "AgentProcess", Started)
+    monkeypatch.setattr(wandb_agent, "AgentProcess", Process)
     given = {name: {"value": value} for name, value in VALUES.items()}
     agent._command_run({"run_id": "r", "program": "program.py", "args": given})
     ours = command_line(read_sweep(path), VALUES, Path("wandb/sweep-None/config-r.json"))
@@ -341,6 +371,21 @@ def test_a_run_that_was_preempted_under_a_launcher_that_hides_it_goes_on(here):
     assert queue().table()[0].reason.startswith("exit code 143: stopped after iteration 3")
 
 
+def test_what_a_launcher_leaves_behind_ends_before_its_trial_does(here):
+    write({"does": {"value": "leaves its launcher"}})
+    assert sweep() == 0
+    assert queue().table()[0].reason.startswith("exit code 143: stopped after iteration 3")
+
+
+def test_an_ending_that_an_earlier_attempt_wrote_down_is_not_this_ones(here):
+    write({"does": {"value": "is preempted, then crashes"}})
+    assert sweep() == 1
+    assert [trial.reason for trial in queue().table()] == [
+        "exit code 143: stopped; went on as trial 1",
+        "exit code 1: no such model",
+    ]
+
+
 def test_a_trial_that_always_dies_is_tried_three_times(here):
     write({"does": {"value": "dies"}})
     assert sweep() == 1
@@ -419,8 +464,7 @@ def dies_at_commit(number: int) -> None:
 
 def test_two_workers_share_a_grid_without_leaving_out_or_repeating(start):
     write({"x": {"values": [1, 2, 3]}, "y": {"values": [1, 2]}})
-    workers = [start(), start()]
-    assert [worker.wait(60) for worker in workers] == [0, 0]
+    assert [worker.wait() for worker in (start(), start())] == [0, 0]
     assert [trial.state for trial in queue().table()] == ["done"] * 6
     assert len({tuple(trial.values.items()) for trial in queue().table()}) == 6
 
@@ -428,29 +472,54 @@ def test_two_workers_share_a_grid_without_leaving_out_or_repeating(start):
 def test_the_trial_of_a_killed_worker_is_done_by_the_other(start):
     write({"does": {"values": ["hangs once", "ends"]}, "x": {"value": 2}})
     killed = start("--grace", "3")
-    wait_for(lambda: Path("runs/sweeps/s/trial-0000/ready").exists())
+    wait_for(READY.exists)
     other = start("--grace", "3")
     wait_for(lambda: ("done", 2.0) in states())
     assert states() == [("running", None), ("done", 2.0)]
-    killed.kill()
-    wait_for(lambda: not is_alive(attempts()[0]["pid"]), 20)  # the run does not outlive it
-    out, _ = other.communicate(timeout=60)
-    assert other.returncode == 0
+    killed.signal(signal.SIGKILL)
+    wait_for(lambda: not is_alive(attempts()[0]["pid"]))  # the run does not outlive it
+    assert other.wait() == 0
     assert states() == [("failed", None), ("done", 2.0), ("done", 2.0)]
     assert [each.get("run.resume") for each in attempts()] == [None, "auto"]
-    assert "trial 0: its worker was lost; went on as trial 2" in out
+    assert queue().table()[0].reason == "its worker was lost; went on as trial 2"
+
+
+def test_a_worker_that_only_slept_stops_its_run_before_the_other_goes_on(start):
+    write({"does": {"value": "hangs once"}, "x": {"value": 2}})
+    asleep = start("--grace", "2")
+    wait_for(READY.exists)
+    asleep.signal(signal.SIGSTOP)
+    other = start("--grace", "2")
+    wait_for(lambda: states() == [("failed", None), ("running", None)])
+    time.sleep(0.5)
+    assert len(attempts()) == 1 and is_alive(attempts()[0]["pid"])  # the other waits for it
+    asleep.signal(signal.SIGCONT)
+    assert [asleep.wait(), other.wait()] == [0, 0]
+    assert states() == [("failed", None), ("done", 2.0)] and len(attempts()) == 2
 
 
 def test_a_worker_that_is_told_to_stop_lets_its_run_save_and_leaves_the_trial(start):
     write({"does": {"value": "hangs once"}, "x": {"value": 2}})
-    worker = start()
-    wait_for(lambda: Path("runs/sweeps/s/trial-0000/ready").exists())
-    worker.send_signal(signal.SIGTERM)
-    assert worker.wait(30) == 143
-    assert json.loads(Path("runs/sweeps/s/trial-0000/run.json").read_text())["exit_code"] == 143
+    stopped = start()
+    wait_for(READY.exists)
+    stopped.signal(signal.SIGTERM)
+    assert stopped.wait() == 143
+    assert json.loads(READY.with_name("run.json").read_text())["exit_code"] == 143
     assert states() == [("failed", None), ("waiting", None)]
     assert sweep() == 0
     assert states() == [("failed", None), ("done", 2.0)]
+
+
+def test_a_run_that_does_not_stop_is_killed_in_the_end(start, monkeypatch):
+    for module in (child, worker):
+        monkeypatch.setattr(module, "SAVING_SECONDS", 0.5)
+    write({"does": {"value": "ignores SIGTERM"}})
+    stopped = start()
+    wait_for(READY.exists)
+    stopped.signal(signal.SIGINT)
+    assert stopped.wait() == 130
+    assert not is_alive(attempts()[0]["pid"])
+    assert states() == [("failed", None), ("waiting", None)]
 
 
 SMALL = """
@@ -472,10 +541,10 @@ def test_a_real_run_that_is_stopped_with_its_worker_goes_on_where_it_was(start):
     words = ["${interpreter}", "-m", "rlalign", "ppo", "--config=small.yaml", "${args}"]
     write({"kl.coef": {"values": [0.1]}}, command=words)
     folder = Path("runs/sweeps/s/trial-0000")
-    worker = start()
+    stopped = start()
     wait_for(lambda: (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text())
-    worker.send_signal(signal.SIGTERM)
-    assert worker.wait(60) == 143
+    stopped.signal(signal.SIGTERM)
+    assert stopped.wait() == 143
     assert json.loads((folder / "run.json").read_text())["status"] == "preempted"
     assert sweep() == 0
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
