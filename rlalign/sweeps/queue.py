@@ -172,7 +172,7 @@ class Queue:
             yield
 
     def _give_back_lost(self) -> None:
-        """Fail the trials whose workers are gone; whatever was lost waits again, at most twice.
+        """Fail the trials whose workers are gone; what was lost waits again: at most twice, if not stopped.
 
         From what the file says alone, so that a worker that dies in the midst changes nothing.
         """
@@ -189,7 +189,7 @@ class Queue:
                 continue
             attempts = [trials[number] for number in _history(trial)] + [trial]
             killed = sum(not attempt.user_attrs.get("stopped", False) for attempt in attempts)
-            if trial.user_attrs.get("stopped") or killed <= MOST_RETRIES:
+            if killed <= MOST_RETRIES:
                 folder = trial.user_attrs.get("folder", f"trial-{trial.number:04d}")
                 trial.user_attrs = {"folder": folder}
                 RetryHeartbeatStaleTrialCallback()(self._study, trial)
