@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The build tool is installed beside the rest, so an editable install fetches nothing by itself.
 INSTALL := $(PIP) install -q -c constraints.txt
 JOB_EXTRAS := embedded,classifiers
-TEST_EXTRAS := embedded,classifiers,trackers,math,dev
+TEST_EXTRAS := embedded,classifiers,trackers,sweeps,math,dev
 # One plain process, said in full: `accelerate launch` lists every value that it had to guess.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 \
 	--mixed_precision no --dynamo_backend no

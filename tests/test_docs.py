@@ -24,6 +24,7 @@ from rlalign.methods import METHODS
 from rlalign.reward_model import DEFAULT as REWARD_MODEL
 from rlalign.reward_model import RewardModelRun
 from rlalign.runs import RunFolder
+from rlalign.sweeps.file import read_sweep
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -194,6 +195,8 @@ def check_rlalign(arguments):
         settings = rest[1 : rest.index("--out")] if "--out" in rest else rest[1:]
         settings = [a for a in settings if a not in OWN_OPTIONS]
         load_config(PPORun, settings, default="my_run.yaml")
+    elif name == "sweep":
+        assert read_sweep(Path(rest[0])) and set(rest[1:]) <= {"--local"}
     elif name == "compare":
         assert name in typer.main.get_command(cli.app).commands and rest
     elif "|" in arguments:  # a list of commands, as in `rewards list | show | probe`

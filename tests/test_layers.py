@@ -80,6 +80,7 @@ LAYERS = [
     {"loop"},
     {"trl_rewards", "trl_settings", "trl_record"},
     {"demand", "probe_time"},
+    {f"sweeps.{name}" for name in ("parameters", "file", "child", "queue", "worker", "command")},
     {"methods", "run_method", "dpg", "reinforce"}
     | {
         "api",
