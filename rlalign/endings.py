@@ -35,8 +35,9 @@ class Ending:
 def watched(section: RunSection) -> Iterator[Ranks]:
     """The ranks of a run from a command line, watched by this machine's guard until `leave`."""
     global _guard
-    ranks = Ranks(section.timeout + SLACK_SECONDS)
-    _guard = guarded(ranks, section.timeout, section.grace)
+    timeout = section.timeout
+    ranks = Ranks(None if timeout is None else timeout + SLACK_SECONDS)
+    _guard = guarded(ranks, timeout or 0.0, section.grace)
     HERE.on_fault = lambda error: ended(error, ranks.rank)
     try:
         yield ranks

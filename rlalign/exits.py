@@ -18,7 +18,11 @@ from rlalign.whereabouts import HERE, Interrupted
 
 
 class Preempted(Exception):
-    """The run was asked to stop, and saved itself first."""
+    """The run was asked to stop, and saved itself first, if it `can_go_on`."""
+
+    def __init__(self, message: str, can_go_on: bool = True) -> None:
+        super().__init__(message)
+        self.can_go_on = can_go_on
 
 
 class AuditStop(Exception):
@@ -90,7 +94,8 @@ def run_safely(job: Callable[[], None]) -> int:
 def last_line(error: BaseException) -> str:
     """What went wrong, where, and what to do about it."""
     if isinstance(error, Preempted):
-        return f"{error}; go on with --run.resume=auto and the same --run.name"
+        how = "go on with --run.resume=auto and the same --run.name"
+        return f"{error}; {how if error.can_go_on else 'start again'}"
     if isinstance(error, Interrupted):
         return "stopped before anything was begun"
     if isinstance(error, AuditStop):

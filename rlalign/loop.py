@@ -44,7 +44,7 @@ def train(trainer: Trainer, stem: str = "run", quiet: bool = False) -> Result:
     HERE.begin()
     run = _Run(trainer, open_folder(trainer.session, stem), quiet)
     try:
-        with stopping.listening():
+        with stopping.listening(pass_on=True):
             result = run.to_the_end()
     except BaseException as error:
         ending = ended(error, trainer.session.ranks.rank)
@@ -83,7 +83,10 @@ class _Run:
         try:
             with HERE.within("fit"):
                 self._fit_target()
-            self.recorder.start_trackers(trainer.iteration)
+            # Of an iteration that was learned and no more, the row is still to be written; and a
+            # start from 0 writes row 0 again.
+            kept = trainer.iteration - (learned is not None) if trainer.iteration else -1
+            self.recorder.start_trackers(kept)
             if config.eval.every:
                 self._measure_reference()
         except Interrupted:

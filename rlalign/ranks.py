@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
 from datetime import timedelta
@@ -22,6 +23,7 @@ from rlalign.heap import is_out_of_memory
 from rlalign.whereabouts import HERE, Interrupted
 
 PR_SET_PDEATHSIG = 1
+FOR_EVER = 30 * 86_400.0  # seconds
 BUCKET_ELEMENTS = 8 << 20  # of gradients that travel together
 Result = TypeVar("Result")
 
@@ -41,12 +43,14 @@ class OutOfMemory(MemoryError):
 class Ranks:
     """Accelerate's processes: sums, maxima and messages over all of them.
 
-    `timeout` is how many seconds a meeting of all may take before the backend gives it up.
+    `timeout` is how many seconds a meeting of all may take before the backend gives it up (None:
+    weeks).
     """
 
-    def __init__(self, timeout: float = 1800.0) -> None:
+    def __init__(self, timeout: float | None = None) -> None:
         refuse_sharding(dict(os.environ))
-        patience = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
+        seconds = FOR_EVER if timeout is None else timeout
+        patience = InitProcessGroupKwargs(timeout=timedelta(seconds=seconds))
         # Without cpu=True, a machine with no accelerator reports rank 0 of 1 whatever was launched.
         # Mixed precision is the policy's own, the same in sampling, training and reference.
         self.accelerator = Accelerator(
@@ -127,7 +131,7 @@ class Ranks:
         raise kind(message) from fault
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Every gradient becomes the sum over all ranks; a missing one counts as zero.
+        """Every gradient becomes the sum over all ranks; one that no rank has stays missing.
 
         By hand and after the last micro-batch, not by DistributedDataParallel in its midst: there a
         rank that fails in its backward pass leaves the others waiting for ever.
@@ -135,20 +139,22 @@ class Ranks:
         if self.size == 1:
             return
         parameters = list(parameters)
-        for parameter in parameters:
-            if parameter.grad is None:
+        has = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
+        gradients = []
+        for parameter, some_has in zip(parameters, self.sum(has).tolist(), strict=True):
+            if some_has and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+            if parameter.grad is not None:
+                gradients.append(parameter.grad)
         with HERE.waiting():
-            moving = []
-            for bucket in buckets([p.grad for p in parameters if p.grad is not None]):
+            moving: deque[tuple[list[Tensor], Tensor, Any]] = deque()
+            for bucket in buckets(gradients):
                 flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-                work = torch.distributed.all_reduce(flat, async_op=True)
-                moving.append((bucket, flat, work))
-            for bucket, flat, work in moving:
-                work.wait()
-                parts = torch.split(flat, [gradient.numel() for gradient in bucket])
-                for gradient, part in zip(bucket, parts, strict=True):
-                    gradient.copy_(part.view_as(gradient))
+                moving.append((bucket, flat, torch.distributed.all_reduce(flat, async_op=True)))
+                if len(moving) > 1:  # no more copies at once than keep the line busy
+                    put_back(*moving.popleft())
+            while moving:
+                put_back(*moving.popleft())
 
     def from_main_tensors(self, tensors: Iterable[Tensor]) -> None:
         """Rank 0's values, into the same tensors of every rank."""
@@ -180,6 +186,14 @@ def told(fault: BaseException) -> tuple[type[BaseException], str]:
     if is_out_of_memory(fault):
         return OutOfMemory, f"out of memory (in {HERE})"
     return RankFailed, f"{type(fault).__name__}: {fault} (in {HERE})"
+
+
+def put_back(bucket: list[Tensor], flat: Tensor, work: Any) -> None:
+    """Wait for a bucket's sum, and give each gradient its part."""
+    work.wait()
+    parts = torch.split(flat, [gradient.numel() for gradient in bucket])
+    for gradient, part in zip(bucket, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def buckets(gradients: Iterable[Tensor]) -> list[list[Tensor]]:

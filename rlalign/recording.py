@@ -48,11 +48,11 @@ class RunRecorder:
             method=method,
         )
 
-    def start_trackers(self, iteration: int) -> None:
-        """After the fit: a wish that cannot be had leaves nothing behind."""
+    def start_trackers(self, kept: int) -> None:
+        """Rows up to iteration `kept` stay. After the fit: what cannot be had leaves nothing."""
         if self.is_main:
             told = to_flat(self.config), redacted_yaml(self.config)
-            self._trackers = build_trackers(self.config.trackers, self.folder, *told, iteration)
+            self._trackers = build_trackers(self.config.trackers, self.folder, *told, kept)
 
     def note(self, **fields: Any) -> None:
         """Merge fields into run.json."""

@@ -230,7 +230,7 @@ class RunCheckpoints:
                 self._say_elastic(found.world_size, found.has_reward_states)
 
         self._on_main(tidy)
-        self._saved = step
+        self._saved = step if found.learned is None else -1  # it has a row to be rid of
         logger.info("resumed from %s after iteration %d", found.path, step)
 
     def _say_elastic(self, was: int, has_states: bool) -> None:

@@ -1,6 +1,9 @@
 """A whole run of one method from a command line."""
 
+import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 
 from rlalign import endings, stopping
@@ -11,8 +14,10 @@ from rlalign.methods import METHODS
 from rlalign.ranks import die_with_launcher
 from rlalign.runs import check_run
 from rlalign.session import Session
-from rlalign.startup import QUICKSTART, config_stem, is_rank_zero, quiet_libraries, say
+from rlalign.startup import QUICKSTART, config_stem, quiet_libraries, say
 from rlalign.trainer import Trainer
+
+THREAD_SECONDS = 3.0  # what threads may take to end after a failure
 
 
 def main(name: str, argv: Sequence[str] | None = None) -> int:
@@ -25,9 +30,9 @@ def main(name: str, argv: Sequence[str] | None = None) -> int:
         objective = method.objective(config)
         for line in objective.warnings:
             say(f"warning: {line}")
-        if is_rank_zero():
-            check_run(config.run)
         with endings.watched(config.run) as ranks:
+            if ranks.is_main:
+                check_run(config.run)
             with stopping.interruptible():  # nothing is begun that could be lost
                 session = Session(config, ranks=ranks)
             with session:
@@ -43,8 +48,24 @@ def as_command(job: Callable[[], None]) -> int:
     """Do the job as a command: SIGTERM asks it to stop, and it ends with its launcher."""
     die_with_launcher()
     quiet_libraries()
+    before = set(threading.enumerate())
     with stopping.listening():
         try:
-            return run_safely(job)
+            code = run_safely(job)
         finally:
             endings.leave()
+    if code:
+        end_in_spite_of(set(threading.enumerate()) - before, code)
+    return code
+
+
+def end_in_spite_of(threads: set[threading.Thread], code: int) -> None:
+    """End now if threads of a failed run, a reward's say, would keep its process for ever."""
+    end = time.monotonic() + THREAD_SECONDS
+    waited_for = [thread for thread in threads if not thread.daemon]
+    for thread in waited_for:
+        thread.join(max(end - time.monotonic(), 0.0))
+    if any(thread.is_alive() for thread in waited_for):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

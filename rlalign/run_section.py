@@ -23,10 +23,10 @@ class RunSection(Section):
         description="go on from a checkpoint of another number of processes; what follows is not "
         "what as many as before would have made (docs/reliability.md)",
     )
-    timeout: PositiveFloat = Field(
+    timeout: PositiveFloat | None = Field(
         1800.0,
         description="seconds without a sign of life (a token, a micro-batch, a reward's call) from "
-        "any process, after which the run counts as hung and is ended",
+        "any process, after which the run counts as hung and is ended; null: never",
     )
     grace: PositiveFloat = Field(
         25.0,

@@ -212,11 +212,11 @@ def build_trackers(
 ) -> Trackers:
     """The JSONL files and the trackers in `names`; only the first process of a run has them.
 
-    `resumed_at` is the checkpoint's iteration: rows after it are dropped first.
+    `resumed_at` is the last iteration whose rows stay, of a run that goes on; -1: none of them.
     """
     lines = JsonlTracker(run)
     if resumed_at is not None:
-        lines.truncate_after(resumed_at or -1)  # a start from 0 logs row 0 again
+        lines.truncate_after(resumed_at)
     trackers: list[JsonlTracker | Background] = [lines]
     if "wandb" in names:
         from rlalign.wandb_tracker import WandbTracker, abandon

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import GenerationConfig
 
-from rlalign import endings
+from rlalign import endings, stopping
 from rlalign.algorithms.ppo import PPORun
 from rlalign.api import no_progress_bars
 from rlalign.config import ConfigError, load_config, to_flat
@@ -33,7 +33,7 @@ from rlalign.runs import RunFolder, check_run, command_line
 from rlalign.saving import save_model
 from rlalign.session import Session, open_folder
 from rlalign.startup import QUICKSTART, config_stem, is_rank_zero, say
-from rlalign.tracking import Trackers, build_trackers
+from rlalign.tracking import CLOSE_SECONDS, Trackers, build_trackers
 from rlalign.trainer import schedule
 from rlalign.trl_bridge import remove_printer, trainer_classes
 from rlalign.trl_record import Recorder
@@ -60,7 +60,7 @@ def main(method: Method, argv: Sequence[str] | None = None) -> int:
 
     def job() -> None:
         config = load_config(PPORun, arguments, default=QUICKSTART)
-        with endings.watched(config.run) as ranks:
+        with endings.watched(config.run) as ranks, stopping.interruptible():
             train(config, method, stem=config_stem(arguments, QUICKSTART), ranks=ranks)
 
     return as_command(job)
@@ -92,7 +92,7 @@ def train(
         try:
             result = run.to_the_end()
         except Interrupted:
-            stopped = Preempted("stopped; TRL's trainers keep no checkpoint: start again")
+            stopped = Preempted("stopped; TRL's trainers keep no checkpoint", can_go_on=False)
             run.ended(stopped)
             raise stopped from None
         except BaseException as error:
@@ -206,7 +206,7 @@ class _Run:
                 code, where = exit_code(ending.error), (ending.rank, ending.where)
                 self.folder.finish(ending.status, code, last_line(ending.error), where)
         if self.trackers is not None:
-            self.trackers.close()
+            self.trackers.close(CLOSE_SECONDS if error is None else 3.0)
 
 
 def build_trainer(session: Session, method: Method, folder: RunFolder, recorder: Recorder) -> Any:

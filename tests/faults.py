@@ -1,7 +1,8 @@
 """A run that a fault meets at a chosen place: `python tests/faults.py ppo --config=...`.
 
 FAULTS in the environment is a JSON list of {"kind", "phase", "iteration", "rank"}: that rank meets
-the fault once, on entering that phase in that iteration or, if there is none in it, a later one.
+the fault once, on entering that phase in that iteration or, if there is none in it, a later one;
+"amid PHASE" is at the first sign of life within it.
 """
 
 import json
@@ -72,6 +73,7 @@ def install(faults: list[dict]) -> None:
     """Have `HERE.within` meet the faults, and the update what they have armed."""
     left = [fault for fault in faults if fault["rank"] == RANK]
     within, backward, loss = Whereabouts.within, torch.autograd.backward, PPO.loss
+    tick, does = Whereabouts.tick, Whereabouts.does
 
     def watched(self: Whereabouts, phase: str):
         entered = within(self, phase)
@@ -82,6 +84,19 @@ def install(faults: list[dict]) -> None:
                 left.remove(fault)
                 return _meeting(entered, fault["kind"])
         return entered
+
+    def ticking(self: Whereabouts) -> None:
+        place = f"amid {self.phase}"  # the first token of a batch, or the first of its passes
+        for fault in list(left):
+            if fault["phase"] == place and (self.iteration or 0) >= (fault["iteration"] or 0):
+                left.remove(fault)
+                meet(fault["kind"])
+        tick(self)
+
+    def asking(self: Whereabouts, what: str) -> None:
+        does(self, what)
+        if what and self.phase == "score":
+            ticking(self)
 
     def exhausted(*given, **more):
         if ONCE["armed"] == "out of memory":
@@ -98,6 +113,7 @@ def install(faults: list[dict]) -> None:
         return out
 
     Whereabouts.within = watched  # type: ignore[method-assign]
+    Whereabouts.tick, Whereabouts.does = ticking, asking  # type: ignore[method-assign]
     torch.autograd.backward = exhausted
     PPO.loss = broken  # type: ignore[method-assign]
 

@@ -78,7 +78,8 @@ class Job:
 
     @property
     def stderr(self) -> str:
-        return (self.folder / f"{self.mark}.err").read_text(errors="replace")
+        file = self.folder / f"{self.mark}.err"
+        return file.read_text(errors="replace") if file.exists() else ""
 
 
 class Server:

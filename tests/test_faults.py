@@ -16,12 +16,32 @@ CONFIG = """
 model: {name: glass-tiny, dtype: float32, lora: {r: 2}}
 prompts: {path: prompts.jsonl, eval_fraction: 0}
 sampling: {max_new_tokens: 8}
-rewards: {short: {kind: structure.word_count, min: 2, max: 4}}
+rewards:
+  short: {kind: structure.word_count, min: 2, max: 4}
+  turn: {kind: turn, weight: 0.1}
+reward_files: [turn.py]
 train: {iterations: 4, samples: 8}
 ppo: {minibatches: 2, epochs: 1}
 eval: {every: 2, samples: 4}
 checkpoint: {every: 3, keep: 2}
 trackers: []
+"""
+TURN = """
+from rewards import reward
+
+@reward("turn")
+class Turn:
+    calls: int = 0
+
+    def state_dict(self):
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state):
+        self.calls = state["calls"]
+
+    def __call__(self, completions: list[str]) -> list[float]:
+        self.calls += 1
+        return [float(self.calls)] * len(completions)
 """
 SECONDS = 10.0  # in which everything must be over
 PHASES = ("fit", "generate", "score", "prepare", "update", "evaluate", "save")
@@ -46,6 +66,7 @@ def server():
 def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("faults")
     (folder / "run.yaml").write_text(CONFIG, encoding="utf-8")
+    (folder / "turn.py").write_text(TURN, encoding="utf-8")
     rows = [{"prompt": "Alice saw a"}, {"prompt": "Alice saw the"}]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return folder
@@ -78,6 +99,13 @@ def wait_for_fault(place: Path, name: str, job) -> float:
         assert time.monotonic() < end, job.stderr
         time.sleep(0.02)
     return time.monotonic()
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +187,8 @@ def test_a_silent_rank_is_named_and_ended(server, place, kind, phase, ranks):
 @pytest.mark.parametrize(
     ("phase", "kind", "rank", "ranks"),
     [
+        *((f"amid {phase}", "SIGTERM", 0, 1) for phase in ("score", "evaluate")),
+        *((f"amid {phase}", "SIGTERM", 1, 2) for phase in ("generate", "score")),
         *((phase, "SIGTERM", 0, 1) for phase in ("generate", "update", "evaluate", "save")),
         *((phase, "SIGTERM", 1, 2) for phase in PHASES),
         ("evaluate", "SIGTERM", 0, 2),
@@ -232,14 +262,65 @@ def test_memory_that_runs_out_once_changes_nothing(server, place, unbroken):
 def test_a_second_sigterm_is_the_first(server, place):
     """Agents and kernels both send one; the second must not end a run that is saving."""
     job = server.launch(place, command("twice"), 2, [at("save", "SIGTERM", 0)])
-    for pid in job.ranks:
-        os.kill(pid, 0)
-    while "SIGTERM in" not in job.stderr:
-        time.sleep(0.005)
+    wait_for(lambda: "SIGTERM in" in job.stderr)
     for pid in job.ranks:
         os.kill(pid, signal.SIGTERM)
     assert job.wait(60) == [143, 143], job.stderr
     assert ended(place, "twice")["status"] == "preempted"
+
+
+def test_two_stops_in_a_row_record_no_row_twice(server, place, unbroken):
+    """The first leaves an iteration learned and not evaluated, the second comes right after it."""
+    settings = ("--checkpoint.best=null",)
+    for phase, iteration in (("amid evaluate", 2), ("amid generate", 3)):
+        fault = at(phase, "SIGTERM", 0, iteration)
+        job = server.launch(place, command("stops", *settings), 1, [fault])
+        assert job.wait(60) == [143], job.stderr
+    job = server.launch(place, command("stops", *settings), 1)
+    assert job.wait(60) == [0], job.stderr
+    rows = hashes.metrics(place / "runs/stops")
+    assert rows == hashes.metrics(place / "runs/unbroken1")
+    assert hashes.samples(place / "runs/stops") == hashes.samples(place / "runs/unbroken1")
+
+
+FORKING = """
+import multiprocessing
+import os
+import time
+from rewards import reward
+
+@reward
+def forking(completions: list[str]) -> list[float]:
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,))
+    child.start()
+    if KEEPS:
+        return [0.0] * len(completions)
+    child.terminate()
+    child.join()
+    return [float(child.exitcode)] * len(completions)
+"""
+
+
+@pytest.mark.parametrize("keeps", [False, True], ids=["terminated", "left behind"])
+def test_what_a_reward_forks_is_no_rank(server, place, keeps):
+    """A signal to it stops nothing, and that it lives on does not hide that its parent is gone."""
+    name = f"forking{keeps:d}"
+    text = FORKING.replace("KEEPS", str(keeps))
+    (place / f"{name}.py").write_text(text.replace("def forking", f"def {name}"), encoding="utf-8")
+    files = f"--reward_files=[turn.py, {name}.py]"
+    faults = [at("update", "kill", 1)] if keeps else []
+    argv = command(name, files, f"--rewards.forking.kind={name}", "--run.grace=2")
+    job = server.launch(place, argv, 2, faults)
+    codes = job.wait(60)
+    for pid in job.survivors() if keeps else ():
+        os.kill(pid, signal.SIGKILL)  # the children, which are the reward's own business
+    said = ended(place, name)
+    if keeps:  # whoever is not killed may have been in a meeting, and was told so
+        assert codes[1] == -signal.SIGKILL and said["exit_code"] == 137
+    else:
+        assert codes == [0, 0], job.stderr
+        values = {row["reward/forking"] for row in hashes.metrics(place / f"runs/{name}")[1:]}
+        assert values == {-float(signal.SIGTERM)}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -273,7 +354,7 @@ def slow(completions: list[str], calls=[0]) -> list[float]:
 
 def test_a_reward_that_hangs_is_named_with_its_sample(server, place):
     (place / "slow.py").write_text(REWARD, encoding="utf-8")
-    settings = ("--reward_files=slow.py", "--rewards.slow.kind=slow", "--run.timeout=4")
+    settings = ("--reward_files=[turn.py, slow.py]", "--rewards.slow.kind=slow", "--run.timeout=4")
     job = server.launch(place, command("slow", *settings), 2)
     assert job.wait(60) == [-signal.SIGKILL] * 2, job.stderr
     message = ended(place, "slow")["message"]
@@ -324,7 +405,10 @@ def picky(completions: list[str]) -> list[float]:
 
 def test_samples_that_fail_on_one_rank_are_counted_for_all(server, place):
     (place / "picky.py").write_text(PICKY, encoding="utf-8")
-    settings = ("--reward_files=picky.py", "--rewards.picky={kind: picky, on_error: skip}")
+    settings = (
+        "--reward_files=[turn.py, picky.py]",
+        "--rewards.picky={kind: picky, on_error: skip}",
+    )
     more = ("--train.samples=32", "--sampling.max_new_tokens=12", "--train.iterations=2")
     job = server.launch(place, command("picky", *settings, *more), 2)
     assert job.wait(60) == [0, 0], job.stderr

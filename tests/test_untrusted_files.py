@@ -145,10 +145,11 @@ def test_no_file_of_a_classifier_runs(tmp_path: Path, trace: Path) -> None:
 def test_pickles_that_lie_about_in_a_run_are_left_alone(
     run: Path, place: Path, trace: Path, tmp_path: Path
 ) -> None:
-    for folder in (run, run / "model", *(run / "checkpoints").glob("step-*"), run / "plots"):
+    for folder in (run, run / "model", run / "checkpoints", run / "plots"):
         for name in (*OTHERS, *PICKLES):
             torch.save(Canary(trace), folder / name)
     checkpoint = newest_sound(run / "checkpoints")
+    assert checkpoint is not None
     config = f"--config={place / 'a.yaml'}"
     assert main(["eval", str(run)]) == 0
     assert main(["eval", str(checkpoint), "--out", str(tmp_path / "out")]) == 0
@@ -156,6 +157,8 @@ def test_pickles_that_lie_about_in_a_run_are_left_alone(
     assert main(["ppo", config, "--run.name=run", *on]) == 0
     policy = f"--model.name={run / 'model'}"
     assert main(["ppo", config, policy, "--run.name=b", f"--run.dir={tmp_path}"]) == 0
+    torch.save(Canary(trace), checkpoint / "adapter_model.bin")  # there it was not written
+    assert main(["eval", str(checkpoint), "--out", str(tmp_path / "out")]) == 3
     assert not trace.exists()
 
 

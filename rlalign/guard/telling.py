@@ -44,6 +44,8 @@ class Guarded:
     def __init__(self, place: Path, rank: int, timeout: float, grace: float) -> None:
         self.rank = rank
         self._cause: Cause | None = None
+        self._said = ("", "")  # where this rank was, and how that was told
+        self._is_mute = False
         # Of packets: one is whole, whichever thread or signal handler sends another meanwhile.
         self._socket: socket.socket | None = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(REPLY_SECONDS)
@@ -52,6 +54,7 @@ class Guarded:
         faulthandler.register(signal.SIGUSR2, self._stacks)
         launcher = os.getppid() if is_launched() else 0
         self._tell(number=rank, pid=os.getpid(), launcher=launcher, limit=timeout, grace=grace)
+        os.register_at_fork(after_in_child=self._close)  # or a child would keep this end open
         HERE.on_life = self._alive
         stopping.on_request.append(lambda: self._tell(stopping=True))
         self._alive()
@@ -69,7 +72,8 @@ class Guarded:
             told = {"status": status, "exit_code": exit_code, "message": message[:LONGEST]}
             self._tell(failure=told | {"where": where(), "is_echo": is_echo})
             try:
-                reply = b"" if self._socket is None else self._socket.recv(MESSAGE_BYTES)
+                is_told = self._socket is not None and not self._is_mute
+                reply = self._socket.recv(MESSAGE_BYTES) if self._socket and is_told else b""
             except OSError:
                 reply = b""
             self._cause = Cause(**json.loads(reply)) if reply else None
@@ -82,20 +86,29 @@ class Guarded:
         stopping.on_request.clear()
         faulthandler.unregister(signal.SIGUSR2)
         self._stacks.close()
+        self._close()
+
+    def _close(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
     def _alive(self) -> None:
-        self._tell(where=where(), is_waiting=HERE.is_waiting)
+        now = str(HERE)
+        if now != self._said[0]:
+            self._said = now, where()
+        # Not waited for: what is lost of it is said again soon.
+        self._tell(socket.MSG_DONTWAIT, where=self._said[1], is_waiting=HERE.is_waiting)
 
-    def _tell(self, **said: Any) -> None:
-        if self._socket is None:
+    def _tell(self, flags: int = 0, **said: Any) -> None:
+        if self._socket is None or self._is_mute:
             return
         try:
-            self._socket.send(json.dumps(said).encode())
-        except OSError:
-            self._socket = None
+            self._socket.send(json.dumps(said, ensure_ascii=False).encode(), flags)
+        except BlockingIOError:
+            pass
+        except OSError:  # it stays open, because its end would be taken for this process's
+            self._is_mute = True
 
 
 def where() -> str:

@@ -26,6 +26,8 @@ from typing import Any
 from rlalign.files import FileError, read_json, write_atomically
 
 LOOK_SECONDS = 0.25
+LOST_SECONDS = 5.0  # a turn that takes longer was frozen, with all the machine or this job
+MEETING_SECONDS = 60.0  # in which all ranks connect, or are not waited for any more
 OTHERS_SECONDS = 5.0  # what the other ranks get to end by themselves once one has failed
 CLOSING_SECONDS = 20.0  # what a rank that has said how it fails may take to close what it holds
 ECHO_SECONDS = 2.0  # how long a lost connection waits for the failure that tore it
@@ -69,6 +71,7 @@ class Guard:
     def __init__(self, listener: socket.socket, expected: int, folder: Path, starter: int) -> None:
         self.listener, self.expected, self.folder = listener, expected, folder
         self.starter = starter
+        self.began = time.monotonic()
         self.ranks: list[Rank] = []
         self.run: Path | None = None  # the run's folder
         self.verdict: Verdict | None = None
@@ -79,7 +82,8 @@ class Guard:
         self.selector.register(listener, selectors.EVENT_READ)
 
     def watch(self) -> None:
-        while len(self.ranks) < self.expected or any(not rank.is_gone for rank in self.ranks):
+        while not self._is_over():
+            turn = time.monotonic()
             for key, _ in self.selector.select(LOOK_SECONDS):
                 if key.fileobj is self.listener:
                     connection, _ = self.listener.accept()
@@ -88,24 +92,45 @@ class Guard:
                     self.selector.register(connection, selectors.EVENT_READ, rank)
                 else:
                     self._read(key.data)
+            if (frozen := time.monotonic() - turn) > LOST_SECONDS:
+                self._pass_over(frozen)
             self._answer_echoes()
             self._look()
-            if not self.ranks and os.getppid() != self.starter:  # which ended before its hello
-                break
         self._close()
+
+    def _is_over(self) -> bool:
+        """Whether nobody is left to watch, and nobody more will come."""
+        if any(not rank.is_gone for rank in self.ranks):
+            return False
+        return len(self.ranks) >= self.expected or os.getppid() != self.starter
+
+    def _pass_over(self, seconds: float) -> None:
+        """A time in which nobody could show life is not held against anybody."""
+        for rank in self.ranks:
+            rank.heard += seconds
+        self.judged += seconds
+        self.began += seconds
+        if self.has_stopped is not None:
+            self.has_stopped += seconds
+        self.asked = [(until + seconds, rank) for until, rank in self.asked]
 
     # -- what ranks say ------------------------------------------------------------------------
 
-    def _read(self, rank: Rank) -> None:
+    def _read(self, rank: Rank) -> bool:
+        """Hear one message; whether there was one."""
         try:
-            message = rank.connection.recv(MESSAGE_BYTES)
+            message = rank.connection.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
         except OSError:
             message = b""
         if not message:
             self._lost(rank)
-            return
+            return False
         rank.heard = time.monotonic()
-        self._hear(rank, json.loads(message))
+        with contextlib.suppress(ValueError):
+            self._hear(rank, json.loads(message))
+        return True
 
     def _hear(self, rank: Rank, said: dict[str, Any]) -> None:
         for name in ("number", "pid", "launcher", "limit", "grace", "where", "is_waiting"):
@@ -164,8 +189,16 @@ class Guard:
 
     def _look(self) -> None:
         now = time.monotonic()
+        if len(self.ranks) < self.expected and now - self.began > MEETING_SECONDS:
+            self.expected = max(len(self.ranks), 1)
+        for rank in self._present():  # a child may hold the socket of a process that is gone
+            if _state(rank.pid) in ("", "Z"):
+                while not rank.is_gone and self._read(rank):
+                    pass  # its last words
+                if not rank.is_gone:
+                    self._lost(rank)
         self._forward_stop(now)
-        present = [rank for rank in self.ranks if rank.pid and not rank.is_gone]
+        present = self._present()
         if self.verdict is None and self._is_hung(present, now):
             self._judge_hung(present)
         for rank in present:
@@ -185,7 +218,7 @@ class Guard:
 
     def _forward_stop(self, now: float) -> None:
         """A rank was told to stop, or the launcher is gone: all of them stop."""
-        present = [rank for rank in self.ranks if rank.pid and not rank.is_gone]
+        present = self._present()
         orphaned = any(rank.launcher and _parent(rank.pid) != rank.launcher for rank in present)
         if self.has_stopped is None and (orphaned or any(rank.stopping for rank in present)):
             self.has_stopped = now
@@ -195,9 +228,11 @@ class Guard:
 
     def _is_hung(self, present: list[Rank], now: float) -> bool:
         """Whether no rank has shown a sign of life for as long as the run allows."""
-        return len(present) == self.expected and all(
-            0 < rank.limit < now - rank.heard for rank in present
-        )
+        if self.run is None or len(present) < self.expected:  # models are fetched and loaded first
+            return False
+        is_silent = all(0 < rank.limit < now - rank.heard for rank in present)
+        # Where all are stopped somebody did that, in a debugger or by hand, and goes on later.
+        return is_silent and not all(_state(rank.pid) in ("T", "t") for rank in present)
 
     def _judge_hung(self, present: list[Rank]) -> None:
         silent = [rank for rank in present if not rank.is_waiting] or present
@@ -215,6 +250,9 @@ class Guard:
         )  # fmt: skip
         for rank in present:
             _signal(rank, signal.SIGKILL)
+
+    def _present(self) -> list[Rank]:
+        return [rank for rank in self.ranks if rank.pid and not rank.is_gone]
 
     def _close(self) -> None:
         """Write down what the ranks could not."""
@@ -257,11 +295,20 @@ def _signal(rank: Rank, number: signal.Signals) -> None:
 
 def _parent(pid: int) -> int:
     """The parent of a process, 0 where it is gone."""
+    return int([*_stat(pid), "0", "0"][1])
+
+
+def _state(pid: int) -> str:
+    """R, S, T (stopped), Z (ended, not yet heard of by its parent), …; empty where it is gone."""
+    return [*_stat(pid), ""][0]
+
+
+def _stat(pid: int) -> list[str]:
     try:
         # The name, in brackets, may hold spaces and brackets itself.
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return []
 
 
 def main() -> None:

@@ -172,7 +172,7 @@ class Queue:
             yield
 
     def _give_back_lost(self) -> None:
-        """Fail the trials whose workers are gone; what was lost waits again: at most twice, if not stopped.
+        """Fail the trials whose workers are gone; what was lost waits again, at most twice.
 
         From what the file says alone, so that a worker that dies in the midst changes nothing.
         """

@@ -12,6 +12,7 @@ from rewards import (
     Span,
     conformance,
     kinds,
+    registry,
     reward,
 )
 from rewards.checks import CHECKS, EMOJI, LONG
@@ -19,9 +20,10 @@ from rewards.conformance import Result, check, examine
 
 NEEDS_A_MODEL = {"style.classifier", "model.preference"}  # the second in test_preference.py
 NEEDS_A_SERVER = {"remote.http", "judge.openai"}  # checked in test_remote.py and test_judge.py
+OF_TESTS = {kind for kind in kinds() if "tests" in registry.get(kind).source}
 
 
-@pytest.mark.parametrize("kind", sorted(set(kinds()) - NEEDS_A_MODEL - NEEDS_A_SERVER))
+@pytest.mark.parametrize("kind", sorted(set(kinds()) - NEEDS_A_MODEL - NEEDS_A_SERVER - OF_TESTS))
 def test_every_kind_keeps_the_contract(kind):
     check(kind)
 
