@@ -289,10 +289,18 @@ import os
 import time
 from rewards import reward
 
+def child_of(ready):
+    ready.set()  # a signal before Python has settled in the child would be lost, whoever listens
+    time.sleep(1000)
+
+
 @reward
 def forking(completions: list[str]) -> list[float]:
-    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,))
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    child = context.Process(target=child_of, args=(ready,))
     child.start()
+    ready.wait()
     if KEEPS:
         return [0.0] * len(completions)
     child.terminate()

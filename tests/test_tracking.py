@@ -37,7 +37,7 @@ def test_a_resumed_runs_files_equal_an_unbroken_ones(tmp_path, stops):
                 with run.metrics_jsonl.open("a") as file:
                     file.write('{"iteration": 7, "sco')  # killed in the middle of a row
                 step = stops.pop(step)
-                tracker = build_trackers([], run, {}, "", resumed_at=step)
+                tracker = build_trackers([], run, {}, "", resumed_at=step or -1)
                 step -= step == 0  # from the start, where row 0 is logged before the first one
             step += 1
         tracker.close()
