@@ -86,7 +86,7 @@ class Policy(nn.Module):
         self.reads_reference = False  # inside `reference`
         self.packs = can_pack(self._base(lm), self._trunk(lm))
         self.uses_adapter = reference == "adapter"
-        # In a tuple, so that it is neither a submodule nor in the state dict nor moved by DDP.
+        # In a tuple, so that it is neither a submodule nor in the state dict nor moved with it.
         self._frozen: tuple[nn.Module, ...] = ()
         if reference == "copy":
             frozen = copy.deepcopy(lm).requires_grad_(False).eval()

@@ -139,7 +139,7 @@ class DecodeWeights:
       and another distribution sampled.
 
     A layer is handed a parameter of its own for as long as it decodes. The one that learns is not
-    touched: whoever shares it or waits for its gradient (a tied embedding, DDP) sees no change, and
+    touched: whoever shares it or waits for its gradient (a tied embedding) sees no change, and
     the reference stays as it is to the bit.
     """
 

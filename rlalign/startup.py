@@ -40,7 +40,7 @@ def quiet_libraries() -> None:
     level = logging.INFO if is_rank_zero() else logging.WARNING
     for name in ("rlalign", "rewards"):
         logging.getLogger(name).setLevel(level)
-    # torch says this of every backward pass through a DDP module on a CPU.
+    # torch says this of meetings of processes on a CPU.
     warnings.filterwarnings("ignore", message=".*No device id is provided.*")
     # peft asks transformers by an older name.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
