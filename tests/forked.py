@@ -3,12 +3,12 @@
 import logging
 import os
 import signal
-import socket
 import time
 import traceback
 from collections.abc import Callable
 
 from accelerate.state import AcceleratorState, GradientState
+from ports import free_port
 
 Job = Callable[[], None]
 
@@ -41,9 +41,7 @@ def ended(child: int, deadline: float) -> int:
 
 def in_ranks(world: int, work: Job, seconds: float = 120.0) -> list[int]:
     """Do `work` in so many processes of one group; their wait statuses, rank 0's first."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     deadline = time.monotonic() + seconds
 
     def as_rank(rank: int) -> Job:

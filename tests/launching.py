@@ -9,7 +9,6 @@ never ends the others when one fails, so whatever ends them is ours.
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ports import free_port
 
 TESTS = Path(__file__).parent
 
@@ -47,19 +48,18 @@ class Job:
             time.sleep(0.05)
 
     def survivors(self) -> list[int]:
-        """Every process that was started by the job, its guard among them."""
+        """Every process that was started by the job: those of its session, and its guard."""
         found = []
         for place in Path("/proc").glob("[0-9]*"):
             try:
-                is_ours = (
-                    f"RLALIGN_TEST_JOB={self.mark}".encode() in (place / "environ").read_bytes()
-                )
-                if is_ours and ") Z " not in (place / "stat").read_text():
-                    found.append(int(place.name))
-            except OSError:
+                environment = (place / "environ").read_bytes()
+                state, _, _, session = (place / "stat").read_text().rpartition(")")[2].split()[:4]
+            except (OSError, ValueError):
                 continue
-        # A forked process shows the environment of the one that it was forked from.
-        return sorted({*found, *(pid for pid in self._ranks() if is_alive(pid))})
+            is_guard = f"RLALIGN_TEST_JOB={self.mark}".encode() in environment
+            if state != "Z" and (is_guard or int(session) == self.launcher):
+                found.append(int(place.name))
+        return sorted(found)
 
     def _ranks(self) -> list[int]:
         file = self.folder / f"{self.mark}.pids"
@@ -113,20 +113,6 @@ class Server:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(10)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process is there, and no zombie."""
-    try:
-        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # -- the server's side -----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 import hashes
 import pytest
 from launching import Server
+from ports import free_port
 
 CONFIG = """
 model: {name: glass-tiny, dtype: float32, lora: {r: 2}}
@@ -374,7 +375,6 @@ TESTS = Path(__file__).parent
 LAUNCH = [
     *(sys.executable, "-m", "accelerate.commands.launch"),
     *("--config_file", str(TESTS.parent / "launch/accelerate/cpu2.yaml")),
-    str(TESTS / "faults.py"),
 ]
 
 
@@ -387,8 +387,9 @@ def test_under_accelerates_launcher_too(place, kind, ending):
     name = f"launched-{kind[:4]}"
     faults = json.dumps([at("update", kind, 1)])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "FAULTS": faults}
+    launch = [*LAUNCH, "--main_process_port", str(free_port()), str(TESTS / "faults.py")]
     done = subprocess.run(
-        [*LAUNCH, *command(name)], cwd=place, env=environment, capture_output=True, text=True,
+        [*launch, *command(name)], cwd=place, env=environment, capture_output=True, text=True,
         timeout=180, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode != 0

@@ -14,11 +14,12 @@ import oracle
 import pytest
 from forked import in_ranks
 from hashes import metrics
+from ports import free_port
 
 from rewards.contract import RewardError
 from rlalign import loop
 from rlalign.algorithms.ppo import PPO, PPORun
-from rlalign.checkpoint import CheckpointError, best
+from rlalign.checkpoint import CheckpointError, best, load_checkpoint, newest_sound
 from rlalign.config import from_mapping
 from rlalign.session import Session
 from rlalign.symptoms import batch_numbers
@@ -117,26 +118,29 @@ def test_resuming_a_finished_run_leaves_it_as_it_is(tmp_path: Path) -> None:
 
 
 def test_two_processes_resume_to_the_same_metrics(tmp_path: Path) -> None:
-    def launch(folder: str, *arguments: str) -> int:
+    def launch(folder: str, *arguments: str) -> tuple[int, str]:
         script = Path(__file__).with_name("launched_run.py")
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-        command += [str(ROOT / "launch/accelerate/cpu2.yaml"), "--main_process_port", "0"]
+        command += [str(ROOT / "launch/accelerate/cpu2.yaml")]
+        command += ["--main_process_port", str(free_port())]
         done = subprocess.run(
             [*command, str(script), str(tmp_path / folder), *arguments],
             capture_output=True,
+            text=True,
             timeout=300,
             cwd=ROOT,
             check=False,
         )
-        return done.returncode
+        return done.returncode, done.stderr
 
     folder = tmp_path / "unbroken"
     assert in_ranks(2, lambda: run(folder, model=LORA) and None) == [0, 0]
-    assert launch("broken", "10") != 0
+    assert launch("broken", "10")[0] != 0
     ended = json.loads((tmp_path / "broken/a/run.json").read_text())
     assert ended["exit_code"] == 5  # rank 1's reward failed; rank 0 wrote it down
     assert "'sparse'" in ended["message"] and "rank 1" in ended["message"]
-    assert launch("broken") == 0
+    code, stderr = launch("broken")
+    assert code == 0, stderr
     unbroken, resumed = tmp_path / "unbroken/a", tmp_path / "broken/a"
     assert json.loads((resumed / "run.json").read_text())["world_size"] == 2
     assert metrics(resumed) == metrics(unbroken)
@@ -170,5 +174,11 @@ def test_sigterm_saves_and_ends_with_143(tmp_path: Path) -> None:
     assert "--run.resume=auto" in stderr.strip().splitlines()[-1]
     written = json.loads((tmp_path / "a/run.json").read_text())
     assert (written["status"], written["exit_code"]) == ("preempted", 143)
-    last = metrics(tmp_path / "a")[-1]["iteration"]
-    assert (tmp_path / f"a/checkpoints/step-{last:06d}/manifest.json").is_file()
+    last, newest = (
+        metrics(tmp_path / "a")[-1]["iteration"],
+        newest_sound(tmp_path / "a/checkpoints"),
+    )
+    assert newest is not None
+    saved = load_checkpoint(newest)
+    # An iteration that was to be evaluated just then is saved, and its row not yet written.
+    assert saved.step == last + ("learned" in saved.state)

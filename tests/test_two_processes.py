@@ -8,6 +8,7 @@ from pathlib import Path
 import one_update
 import pytest
 import torch
+from ports import free_port
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -33,6 +34,7 @@ def launched(script: str, folder: Path) -> None:
     """Run a script of the tests in two processes."""
     config = ROOT / "launch" / "accelerate" / "cpu2.yaml"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command += ["--main_process_port", str(free_port())]
     done = subprocess.run(
         [*command, str(ROOT / "tests" / script), str(folder)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
