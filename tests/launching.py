@@ -115,6 +115,14 @@ class Server:
         self._process.wait(10)
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process is there, and no zombie."""
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
 # -- the server's side -----------------------------------------------------------------------------
 
 
