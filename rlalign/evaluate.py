@@ -17,7 +17,7 @@ from rlalign.prompts import scheduled
 from rlalign.scoring import score_rollout
 from rlalign.session import Session
 from rlalign.target import Target
-from rlalign.types import ScoredRollout
+from rlalign.types import Rollout, ScoredRollout
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,8 @@ def _measure(session: Session, policy: Policy, kl_coef: float, target: Target | 
 
     def measured() -> list[dict[str, Any]]:
         rollout = engine.generate(prompts, 1, session.generator("evaluate", 0))
-        with session.reward_set.measuring():
-            scored = score_rollout(
-                rollout,
-                session.reward_set,
-                config.score,
-                policy,
-                session.tokenizer,
-                session.budget,
-                state=session.trainer_state(),
-                target=target,
-                beta=kl_coef,
-                seed=session.seed("rewards of evaluate", 0),
-            )
+        seed = session.seed("rewards of evaluate", 0)
+        scored = scored_in_passing(session, policy, rollout, target, kl_coef, seed)
         logprobs = evaluate_rollout(policy, rollout, logprobs_only, session.budget)["logprobs"]
         kl = torch.where(rollout.action_mask, kl_tokens(logprobs, scored.ref_logprobs), 0.0).sum(1)
         return sample_rows(session.reward_set, scored, kl)
@@ -80,6 +69,30 @@ def _measure(session: Session, policy: Policy, kl_coef: float, target: Target | 
     rows = ranks.gather(ranks.together(measured))
     stats = summarise(rows, session.reward_set.names, kl_coef)
     return Evaluation(stats, rows, session.evaluates_on_held_out)
+
+
+def scored_in_passing(
+    session: Session,
+    policy: Policy,
+    rollout: Rollout,
+    target: Target | None,
+    beta: float,
+    seed: int,
+) -> ScoredRollout:
+    """A rollout with the rewards as they are at the end; their own states stay as they were."""
+    with session.reward_set.measuring():
+        return score_rollout(
+            rollout,
+            session.reward_set,
+            session.config.score,
+            policy,
+            session.tokenizer,
+            session.budget,
+            state=session.trainer_state(),
+            target=target,
+            beta=beta,
+            seed=seed,
+        )
 
 
 def rescored(evaluation: Evaluation, target: Target, kl_coef: float) -> Evaluation:

@@ -13,7 +13,7 @@ from rlalign.batches import calls_of_rank, shares
 from rlalign.config import ConfigError
 from rlalign.moments import Fit, Samples, fit, tilt
 from rlalign.prompts import scheduled
-from rlalign.scoring import columns_of
+from rlalign.scoring import columns_of, watched
 from rlalign.session import Session
 from rlalign.target import Target
 from rlalign.types import Rollout
@@ -153,7 +153,7 @@ def valued(
     prompts = rollout.prompts
     columns = columns_of(rollout, session.trainer_state(0), Logged())
     seed = session.seed("rewards of fit", 0, call, of_rank=False)
-    with session.reward_set.measuring():
+    with session.reward_set.measuring(), watched():
         output = session.reward_set(list(prompts.texts), list(rollout.texts), columns, seed=seed)
     features = target.features(torch.from_numpy(output.values)).tolist()
     group, finished = rollout.group.tolist(), rollout.finished.tolist()

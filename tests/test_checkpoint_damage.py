@@ -6,12 +6,12 @@ import pickle
 import resource
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from forked import fork
 from some_checkpoints import names, save
 
 from rlalign.checkpoint import (
@@ -26,15 +26,7 @@ from rlalign.files import MANIFEST, read_manifest, seal
 
 def in_child(work: Callable[[], None]) -> int:
     """The exit status of `work` done in a forked process, which nothing tidies up after."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    return os.waitpid(child, 0)[1]
+    return os.waitpid(fork(work), 0)[1]
 
 
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "os.listdir")

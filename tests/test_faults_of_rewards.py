@@ -32,6 +32,17 @@ def test_a_reward_that_hangs_is_named_with_its_sample(server, place):
     assert "on 4 samples, the first being sample 0: " in message
 
 
+def test_a_reward_that_hangs_before_training_is_named_too(server, place):
+    """While moments are fitted to the reference."""
+    text = REWARD.replace("calls[0] > 6", "len(completions) > 6")
+    (place / "early.py").write_text(text.replace("def slow", "def early"), encoding="utf-8")
+    files = "--reward_files=[turn.py, early.py]"
+    wish = "--rewards.early={kind: early, moment: 0.5}"
+    job = server.launch(place, command("early", files, wish, "--run.timeout=4"), 2)
+    assert job.wait(60) == [-signal.SIGKILL] * 2, job.stderr
+    assert "fit: reward 'early' (early, " in ended(place, "early")["message"]
+
+
 FORKING = """
 import multiprocessing
 import os

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from rlalign.batches import calls_of_rank, shares
-from rlalign.evaluate import sample_rows
+from rlalign.evaluate import sample_rows, scored_in_passing
 from rlalign.policy import Policy, evaluate_rollout, logprobs_only
 from rlalign.prompts import scheduled
-from rlalign.scoring import score_rollout
 from rlalign.session import Session
 from rlalign.target import Target
 from rlalign.types import Rollout
@@ -103,19 +102,8 @@ def read(
     call: int,
 ) -> list[tuple[int, Row, list[float]]]:
     """(prompt, row, features) of each response of a call of the sampler."""
-    with session.reward_set.measuring():
-        scored = score_rollout(
-            rollout,
-            session.reward_set,
-            session.config.score,
-            policy,
-            session.tokenizer,
-            session.budget,
-            state=session.trainer_state(),
-            target=target,
-            beta=coef,
-            seed=session.seed(f"rewards of {drawn_by}", 0, call, of_rank=False),
-        )
+    seed = session.seed(f"rewards of {drawn_by}", 0, call, of_rank=False)
+    scored = scored_in_passing(session, policy, rollout, target, coef, seed)
     own = evaluate_rollout(policy, rollout, logprobs_only, session.budget)["logprobs"]
     # In float64: a sum of many small numbers, of which differences are taken.
     log_policy, log_reference = (
