@@ -12,12 +12,12 @@ import sys
 
 import torch
 
+from rlalign.checkpoints.saving import save_model
 from rlalign.config import load_config
 from rlalign.generation import decode_engine
 from rlalign.methods import METHODS
 from rlalign.policy import logprobs_only, tensors
 from rlalign.runs import open_run
-from rlalign.saving import save_model
 from rlalign.session import Session
 from rlalign.types import Rollout
 

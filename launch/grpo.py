@@ -8,7 +8,7 @@ docs/trl.md says what becomes of each setting, and which are refused.
 
 import sys
 
-from rlalign.trl_run import main
+from rlalign.trl_trainers.run import main
 
 if __name__ == "__main__":
     sys.exit(main("grpo"))

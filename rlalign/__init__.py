@@ -11,7 +11,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 if TYPE_CHECKING:
     from rlalign.api import open_trainer, train
     from rlalign.problems import ConfigError
-    from rlalign.trl_rewards import trl_reward_funcs
+    from rlalign.trl_trainers.rewards import trl_reward_funcs
 
 __all__ = ["ConfigError", "open_trainer", "train", "trl_reward_funcs"]
 
@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     if name == "trl_reward_funcs":
-        from rlalign.trl_rewards import trl_reward_funcs
+        from rlalign.trl_trainers.rewards import trl_reward_funcs
 
         return trl_reward_funcs
     if name == "ConfigError":

@@ -14,8 +14,8 @@ from rlalign.config import ConfigError, from_mapping
 from rlalign.loop import Result
 from rlalign.methods import METHODS
 from rlalign.runs import check_run
-from rlalign.sections import RunConfig
 from rlalign.session import RewardFunction, Session
+from rlalign.settings.sections import RunConfig
 from rlalign.startup import is_rank_zero, say
 from rlalign.trainer import Trainer
 

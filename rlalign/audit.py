@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rewards.entries import RewardEntry
-from rlalign.audit_section import LINES, AuditSection, WarningName
 from rlalign.problems import ConfigError
+from rlalign.settings.audit_section import LINES, AuditSection, WarningName
 from rlalign.signs import (
     CHECKS,
     SHARES,

@@ -108,7 +108,7 @@ def reinforce(context: typer.Context) -> None:
 )
 def grpo(context: typer.Context) -> None:
     """Train with TRL's GRPO on the settings of a PPO run (docs/trl.md)."""
-    from rlalign.trl_run import main as run
+    from rlalign.trl_trainers.run import main as run
 
     raise typer.Exit(run("grpo", context.args))
 
@@ -119,7 +119,7 @@ def grpo(context: typer.Context) -> None:
 )
 def rloo(context: typer.Context) -> None:
     """Train with TRL's RLOO on the settings of a PPO run (docs/trl.md)."""
-    from rlalign.trl_run import main as run
+    from rlalign.trl_trainers.run import main as run
 
     raise typer.Exit(run("rloo", context.args))
 
@@ -195,7 +195,7 @@ def doctor(
     ] = 1,
 ) -> None:
     """Whether a run can start here, what memory and time it takes, and what to change."""
-    from rlalign.doctor import main as run
+    from rlalign.doctor.command import main as run
 
     raise typer.Exit(run(context.args, not no_probe, processes))
 

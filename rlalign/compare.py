@@ -16,13 +16,13 @@ from rich.text import Text
 
 from rlalign.config import ConfigError
 from rlalign.exits import run_safely
-from rlalign.fields import FiniteFloat
 from rlalign.files import write_atomically
 from rlalign.report.compare_page import compare_page
 from rlalign.report.compare_readings import distance, notes, settings, titled
 from rlalign.report.plots import read_metrics
 from rlalign.report.visible import visible
 from rlalign.report.yardstick_table import DIVERGENCES, TEXTS, TO_REFERENCE, with_error
+from rlalign.settings.fields import FiniteFloat
 from rlalign.startup import say
 from rlalign.yardstick.numbers import FORMAT
 

@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from rlalign.fields import Section
-from rlalign.overrides import Override, dump_yaml, parse_argv, read_yaml
 from rlalign.problems import ConfigError, Problems, dotted, shown
-from rlalign.reward_settings import entries_schema, settle_rewards
-from rlalign.schema import Node, describe, nearest, node_at, settings, unknown_setting
-from rlalign.sections import METHOD_SECTIONS, PromptsSection, RunConfig
-from rlalign.settle import apply_overrides, plain_copy, settle
+from rlalign.settings.fields import Section
+from rlalign.settings.overrides import Override, dump_yaml, parse_argv, read_yaml
+from rlalign.settings.reward_settings import entries_schema, settle_rewards
+from rlalign.settings.schema import Node, describe, nearest, node_at, settings, unknown_setting
+from rlalign.settings.sections import METHOD_SECTIONS, PromptsSection, RunConfig
+from rlalign.settings.settle import apply_overrides, plain_copy, settle
 
 __all__ = [
     "ConfigError",

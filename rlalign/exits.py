@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 from rewards.contract import RewardConfigError, RewardError
 from rewards.embedded import EmbeddedError
-from rlalign.checkpoint import CheckpointError
+from rlalign.checkpoints.folder import CheckpointError
 from rlalign.config import ConfigError
 from rlalign.files import DiskError
+from rlalign.guard.whereabouts import HERE, Interrupted
 from rlalign.heap import is_out_of_memory
 from rlalign.ranks import OutOfMemory, RankFailed
 from rlalign.terminal import printable
-from rlalign.whereabouts import HERE, Interrupted
 
 
 class Preempted(Exception):

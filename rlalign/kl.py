@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlalign.config import ConfigError
 from rlalign.masking import last_index
-from rlalign.sections import KLSection
+from rlalign.settings.sections import KLSection
 
 # exp(20) is 5e8: far outside any ratio that means something, far inside float32.
 MAX_EXPONENT = 20.0

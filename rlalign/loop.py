@@ -6,24 +6,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rlalign import stopping
 from rlalign.audit import Audit
-from rlalign.endings import ended
+from rlalign.checkpoints.resuming import Learned, RunCheckpoints
+from rlalign.checkpoints.saving import save_model
 from rlalign.evaluate import Evaluation, evaluate, rescored, sample_rows
 from rlalign.exits import Preempted
+from rlalign.guard import stopping
+from rlalign.guard.endings import ended
+from rlalign.guard.whereabouts import HERE, Interrupted
 from rlalign.metrics import peak_memory_mb
 from rlalign.recording import RunRecorder
 from rlalign.report.card import GIVEN_PROMPTS, name_of_given, write_model_card
 from rlalign.report.plots import draw_plots
-from rlalign.resuming import Learned, RunCheckpoints
 from rlalign.runs import RunFolder
-from rlalign.saving import save_model
 from rlalign.scoring import logged_stats, rollout_stats
 from rlalign.session import open_folder
 from rlalign.symptoms import marked
 from rlalign.trainer import Clock, Trainer
 from rlalign.types import ScoredRollout
-from rlalign.whereabouts import HERE, Interrupted
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlalign.checkpoint import load_checkpoint, newest_sound
+from rlalign.checkpoints.folder import load_checkpoint, newest_sound
 from rlalign.config import ConfigError, from_mapping, load_config
 from rlalign.exits import run_safely
 from rlalign.fitting import InfeasibleError, fit_target
@@ -14,8 +14,8 @@ from rlalign.optimum import shared_warnings
 from rlalign.report.yardstick_picture import draw_yardstick
 from rlalign.report.yardstick_table import yardstick_table
 from rlalign.runs import RunFolder, versions
-from rlalign.sections import RunConfig
 from rlalign.session import Session
+from rlalign.settings.sections import RunConfig
 from rlalign.startup import quiet_libraries, say
 from rlalign.target import Target
 from rlalign.terminal import printable

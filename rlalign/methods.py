@@ -8,7 +8,7 @@ from rlalign.algorithms.dpg import DPG, DPGRun, DPGSection
 from rlalign.algorithms.ppo import PPO, PPORun
 from rlalign.algorithms.reinforce import Reinforce, ReinforceRun, ReinforceSection
 from rlalign.objective import Objective
-from rlalign.sections import RunConfig
+from rlalign.settings.sections import RunConfig
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from rlalign import trl_bridge
 from rlalign.config import ConfigError
 from rlalign.policy import Policy
 from rlalign.products import speed_up_lora
-from rlalign.sections import LoraSection, ModelSection
+from rlalign.settings.sections import LoraSection, ModelSection
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 # Dropout would make the ratio differ from 1 before any update; each family names its own.

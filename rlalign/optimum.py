@@ -1,7 +1,7 @@
 """Settings under which training ends at another distribution than the target."""
 
-from rlalign.reward_settings import schedule_warnings
-from rlalign.sections import RunConfig
+from rlalign.settings.reward_settings import schedule_warnings
+from rlalign.settings.sections import RunConfig
 
 
 def shared_warnings(config: RunConfig) -> list[str]:

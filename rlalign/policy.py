@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache
 
+from rlalign.guard.whereabouts import HERE
 from rlalign.logprobs import linearised, token_entropy, token_logprobs
 from rlalign.packing import Layout, can_pack, packed_pass
 from rlalign.products import DecodeWeights, thin_products
 from rlalign.sizes import logits_at_once
 from rlalign.types import Rollout
-from rlalign.whereabouts import HERE
 
 # (policy, logits (N, V), hidden (N, H), targets (N,)) -> (N,) tensors by name
 TokenFn = Callable[["Policy", Tensor, Tensor, Tensor], dict[str, Tensor]]

@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from rewards.trl_style import Messages, prompt_text
 from rlalign import trl_bridge
 from rlalign.config import ConfigError
-from rlalign.overrides import DEEPEST
 from rlalign.problems import shown
-from rlalign.sections import PromptsSection
+from rlalign.settings.overrides import DEEPEST
+from rlalign.settings.sections import PromptsSection
 from rlalign.types import PromptBatch
 
 Row = Mapping[str, Any]

@@ -12,7 +12,7 @@ from rlalign.divergences import divergence
 from rlalign.kl import IN_THE_LOSS
 from rlalign.masking import last_index, whole_response
 from rlalign.partition import Gather, Partition, keys_of, same
-from rlalign.sections import RunConfig
+from rlalign.settings.sections import RunConfig
 from rlalign.types import PromptBatch, ScoredRollout
 
 Name = Literal[

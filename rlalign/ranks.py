@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from rewards.contract import RewardConfigError, RewardError
 from rlalign.config import ConfigError
+from rlalign.guard.whereabouts import HERE, Interrupted
 from rlalign.heap import is_out_of_memory
-from rlalign.whereabouts import HERE, Interrupted
 
 PR_SET_PDEATHSIG = 1
 FOR_EVER = 30 * 86_400.0  # seconds

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlalign.config import to_flat
-from rlalign.endings import Ending, found
 from rlalign.evaluate import Evaluation
 from rlalign.exits import AuditStop, Preempted, exit_code, last_line
 from rlalign.files import write_atomically
+from rlalign.guard.endings import Ending, found
 from rlalign.redact import redacted_yaml
 from rlalign.report.live import LiveView
 from rlalign.runs import RunFolder, command_line

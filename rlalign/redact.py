@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from rlalign.fields import Section
-from rlalign.overrides import dump_yaml
+from rlalign.settings.fields import Section
+from rlalign.settings.overrides import dump_yaml
 
 HIDDEN = "[hidden]"
 # `token` at the end hides hub_token and leaves max_new_tokens and micro_batch_tokens alone.

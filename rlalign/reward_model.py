@@ -27,16 +27,16 @@ from rewards.trl_style import plain_text
 from rlalign import trl_bridge
 from rlalign.config import ConfigError, load_config
 from rlalign.exits import exit_code, run_safely
-from rlalign.fields import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
 from rlalign.files import write_atomically
 from rlalign.models import has_bfloat16, load_tokenizer, locate
-from rlalign.overrides import dump_yaml
 from rlalign.pairs import Pair, Report, Text, read_pairs, report, split_pairs
 from rlalign.ranks import set_threads
 from rlalign.redact import redact_text, redacted_yaml
-from rlalign.run_section import RunSection
 from rlalign.runs import RunFolder, check_run, command_line, open_run
-from rlalign.sections import LoraSection, ModelSection
+from rlalign.settings.fields import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
+from rlalign.settings.overrides import dump_yaml
+from rlalign.settings.run_section import RunSection
+from rlalign.settings.sections import LoraSection, ModelSection
 from rlalign.startup import config_stem, quiet_libraries, say
 
 DAMAGED = (SafetensorError, UnpicklingError)

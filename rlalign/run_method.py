@@ -6,9 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from rlalign import endings, stopping
 from rlalign.config import load_config
 from rlalign.exits import AuditStop, run_safely
+from rlalign.guard import endings, stopping
 from rlalign.loop import train
 from rlalign.methods import METHODS
 from rlalign.ranks import die_with_launcher

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rewards import registry
-from rlalign.checkpoint import CheckpointError
+from rlalign.checkpoints.folder import CheckpointError
 from rlalign.files import (
     MANIFEST,
     FileError,
@@ -28,7 +28,7 @@ from rlalign.files import (
 )
 from rlalign.problems import ConfigError
 from rlalign.redact import redact_command, redact_text
-from rlalign.run_section import RunSection
+from rlalign.settings.run_section import RunSection
 
 logger = logging.getLogger(__name__)
 

@@ -14,14 +14,14 @@ from rewards.calling import watcher
 from rewards.compose import RewardSet
 from rewards.contract import Span
 from rewards.trl_style import Logged, context
-from rlalign import stopping
+from rlalign.guard import stopping
+from rlalign.guard.whereabouts import HERE
 from rlalign.masking import SumOverRanks, last_index, masked_moments, one_rank
 from rlalign.offsets import Offsets
 from rlalign.policy import Policy, evaluate_rollout, logprobs_only
-from rlalign.sections import ScoreSection
+from rlalign.settings.sections import ScoreSection
 from rlalign.target import Target
 from rlalign.types import Rollout, ScoredRollout
-from rlalign.whereabouts import HERE
 
 
 def score_rollout(

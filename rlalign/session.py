@@ -29,7 +29,7 @@ from rlalign.models import build_policy, check_tokenizer, load_tokenizer, locate
 from rlalign.prompts import PromptSet, encode, load_prompts, scheduled
 from rlalign.ranks import Ranks, set_threads
 from rlalign.runs import RunFolder, open_run
-from rlalign.sections import RunConfig
+from rlalign.settings.sections import RunConfig
 from rlalign.sizes import token_budget
 from rlalign.target import declare
 from rlalign.types import PromptBatch

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlalign.audit_section import AuditSection, WarningName
+from rlalign.settings.audit_section import AuditSection, WarningName
 from rlalign.symptoms import Row, commonest, opening, phrases, spaced
 
 SURE = 4.0  # standard errors by which a mean must have moved

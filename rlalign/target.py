@@ -20,7 +20,7 @@ from rewards.contract import RewardError
 from rewards.entries import RewardEntry
 from rlalign.config import ConfigError
 from rlalign.files import sha256
-from rlalign.sections import RunConfig, ScoreSection
+from rlalign.settings.sections import RunConfig, ScoreSection
 
 SMOOTHING = 0.003  # epsilon over the base rate: how much of the target may violate what is hard
 

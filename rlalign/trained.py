@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from rewards import embedded
 from rewards.classifiers import first_line
-from rlalign.checkpoint import CheckpointError, load_checkpoint
+from rlalign.checkpoints.folder import CheckpointError, load_checkpoint
 from rlalign.config import ConfigError, read_file
 from rlalign.models import lora_config, silence_dropout
 from rlalign.policy import Policy
-from rlalign.sections import LoraSection, RunConfig
 from rlalign.session import Session, longest_prompt
+from rlalign.settings.sections import LoraSection, RunConfig
 from rlalign.startup import say
 
 Run = TypeVar("Run", bound=RunConfig)

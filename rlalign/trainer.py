@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from rlalign.dual import change_of_log_z, moved
 from rlalign.exits import DivergedError
 from rlalign.fitting import Feasibility, fit_target
+from rlalign.guard.whereabouts import HERE
 from rlalign.heap import is_out_of_memory
 from rlalign.objective import Objective
 from rlalign.policy import micro_batches, tensors
 from rlalign.ranks import OutOfMemory
 from rlalign.scoring import score_given, score_rollout
-from rlalign.sections import RunConfig
 from rlalign.session import Session
+from rlalign.settings.sections import RunConfig
 from rlalign.types import Norm, PromptBatch, Rollout, ScoredRollout
-from rlalign.whereabouts import HERE
 
 logger = logging.getLogger(__name__)
 

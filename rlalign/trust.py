@@ -7,7 +7,7 @@ from typing import Any
 from rlalign.config import ConfigError, from_mapping, read_file, to_flat
 from rlalign.problems import dotted, shown
 from rlalign.redact import HIDDEN
-from rlalign.sections import RunConfig
+from rlalign.settings.sections import RunConfig
 
 # By these a kind of reward says where texts are sent, and which secrets with them.
 SENDS = ("url", "base_url")

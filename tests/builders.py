@@ -23,8 +23,8 @@ from rlalign.config import from_mapping
 from rlalign.generation import DecodeEngine
 from rlalign.models import build_policy
 from rlalign.policy import Policy
-from rlalign.sections import LoraSection, ModelSection
 from rlalign.session import Session
+from rlalign.settings.sections import LoraSection, ModelSection
 from rlalign.trainer import Trainer
 from rlalign.types import PromptBatch, Rollout
 

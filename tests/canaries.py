@@ -16,7 +16,7 @@ from rlalign import reward_model, trained
 from rlalign.algorithms.ppo import PPORun
 from rlalign.models import load_lm, load_tokenizer
 from rlalign.reward_training import encoder
-from rlalign.sections import ModelSection
+from rlalign.settings.sections import ModelSection
 
 CPU = torch.device("cpu")
 CODE = "from pathlib import Path\nPath({trace!r}).touch()\nclass Evil: pass\n"

@@ -14,10 +14,10 @@ from forked import in_ranks
 
 from rewards import reward
 from rlalign import loop
+from rlalign.checkpoints.resuming import RunCheckpoints
 from rlalign.config import from_mapping
 from rlalign.exits import exit_code, last_line
 from rlalign.methods import METHODS
-from rlalign.resuming import RunCheckpoints
 from rlalign.session import Session
 from rlalign.trainer import Trainer
 

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import torch
 
-from rlalign import run_method, trl_run
+from rlalign import run_method
 from rlalign.algorithms.ppo import PPO
-from rlalign.whereabouts import HERE, Whereabouts
+from rlalign.guard.whereabouts import HERE, Whereabouts
+from rlalign.trl_trainers import run as trl_run
 
 RANK = int(os.environ.get("RANK", "0"))
 ONCE = {"armed": ""}  # what the update meets

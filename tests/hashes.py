@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlalign.checkpoint import newest_sound
+from rlalign.checkpoints.folder import newest_sound
 from rlalign.files import sha256
 
 CLOCK = ("time/", "tokens_per_second", "memory/")

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from rlalign.fields import Positive, PositiveFloat, Section
-from rlalign.sections import RunConfig
+from rlalign.settings.fields import Positive, PositiveFloat, Section
+from rlalign.settings.sections import RunConfig
 
 
 class SmallPPOSection(Section):

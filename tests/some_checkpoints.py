@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from rlalign.checkpoint import save_checkpoint
+from rlalign.checkpoints.folder import save_checkpoint
 
 STATE = {"cursor": [1, 2], "rng": 2**80 + 1, "beta": 0.1 + 0.2, "name": "ü", "none": None}
 

@@ -15,9 +15,9 @@ from rewards.compose import parse_entries
 from rlalign import ppo, signs
 from rlalign.algorithms.ppo import PPORun
 from rlalign.audit import ADVICE, Audit, check_judges, paid
-from rlalign.audit_section import LINES, AuditSection, WarningName
 from rlalign.config import ConfigError, from_mapping
 from rlalign.exits import AuditStop, exit_code, last_line
+from rlalign.settings.audit_section import LINES, AuditSection, WarningName
 from rlalign.symptoms import (
     batch_numbers,
     commonest,

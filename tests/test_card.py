@@ -11,7 +11,7 @@ from test_resume import run
 
 from rlalign.evaluate import Evaluation
 from rlalign.report.card import GIVEN_MODEL, GIVEN_PROMPTS, name_of_given, write_model_card
-from rlalign.sections import RunConfig
+from rlalign.settings.sections import RunConfig
 
 REWARDS = {
     "sky": {"kind": "lexical.contains", "words": ["sky", "a|b", "<img src=x>"], "weight": 0.5},

@@ -8,7 +8,7 @@ import torch
 from some_checkpoints import STATE, names, save, tensors
 from torch.testing import assert_close
 
-from rlalign.checkpoint import (
+from rlalign.checkpoints.folder import (
     CheckpointError,
     best,
     load_checkpoint,
@@ -17,8 +17,8 @@ from rlalign.checkpoint import (
     rewind,
     save_checkpoint,
 )
+from rlalign.checkpoints.optimizer_state import flatten_optimizer, restore_optimizer
 from rlalign.files import MANIFEST
-from rlalign.optimizer_state import flatten_optimizer, restore_optimizer
 
 
 def test_a_checkpoint_comes_back_bit_by_bit(tmp_path):

@@ -14,7 +14,7 @@ import torch
 from forked import fork
 from some_checkpoints import names, save
 
-from rlalign.checkpoint import (
+from rlalign.checkpoints.folder import (
     CheckpointError,
     load_checkpoint,
     mark_best,

@@ -8,8 +8,8 @@ import yaml
 from small_run import SmallRun
 
 from rlalign.config import json_schema, load_config, resolved_yaml, to_flat
-from rlalign.fields import Section
-from rlalign.sections import RunConfig
+from rlalign.settings.fields import Section
+from rlalign.settings.sections import RunConfig
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = "experiments/quickstart.yaml"
@@ -83,7 +83,7 @@ def test_loading_a_configuration_imports_no_torch():
     code = (
         "import sys\n"
         "from rlalign.config import load_config\n"
-        "from rlalign.sections import RunConfig\n"
+        "from rlalign.settings.sections import RunConfig\n"
         "load_config(RunConfig, ['--rewards.a.kind=topic.similarity', '--rewards.a.topic=sun'])\n"
         "print([m for m in ('torch', 'transformers', 'datasets', 'wandb') if m in sys.modules])\n"
     )

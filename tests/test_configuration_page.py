@@ -2,7 +2,7 @@ from pathlib import Path
 
 from rlalign.methods import AnyRun
 from rlalign.report.configuration_page import configuration_page
-from rlalign.schema import settings
+from rlalign.settings.schema import settings
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 

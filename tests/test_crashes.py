@@ -18,8 +18,10 @@ import yaml
 from forked import ended, fork
 from safetensors.torch import load_file
 
-from rlalign import checkpoint, loop, saving, tracking
-from rlalign.checkpoint import load_checkpoint
+from rlalign import loop, tracking
+from rlalign.checkpoints import folder as checkpoint
+from rlalign.checkpoints import saving
+from rlalign.checkpoints.folder import load_checkpoint
 from rlalign.trainer import Trainer
 
 EVENTS = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")

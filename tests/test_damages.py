@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from some_checkpoints import names, save
 
-from rlalign.checkpoint import (
+from rlalign.checkpoints.folder import (
     CheckpointError,
     best,
     load_checkpoint,

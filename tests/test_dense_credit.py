@@ -14,7 +14,7 @@ from rlalign.gae import gae
 from rlalign.masking import last_index
 from rlalign.policy import Policy
 from rlalign.scoring import score_rollout
-from rlalign.sections import ScoreSection
+from rlalign.settings.sections import ScoreSection
 from rlalign.types import ScoredRollout
 
 REWARDS = {

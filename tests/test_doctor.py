@@ -11,14 +11,15 @@ import oracle
 import pytest
 import torch
 
-from rlalign import demand as demand_module
-from rlalign import doctor, machine
 from rlalign.algorithms.ppo import PPORun
 from rlalign.cli import main
 from rlalign.config import from_mapping
-from rlalign.demand import levers, reward_models, shortage
-from rlalign.machine import Finding, Memory, available_memory, launcher, wandb_line
-from rlalign.probe_time import Seconds, Stopwatch, evaluations, lengthened
+from rlalign.doctor import command as doctor
+from rlalign.doctor import demand as demand_module
+from rlalign.doctor import machine
+from rlalign.doctor.demand import levers, reward_models, shortage
+from rlalign.doctor.machine import Finding, Memory, available_memory, launcher, wandb_line
+from rlalign.doctor.probe_time import Seconds, Stopwatch, evaluations, lengthened
 
 ROOT = Path(__file__).parent.parent
 REWARD = "rewards: {a: {kind: lexical.contains, words: [a]}}\n"
@@ -238,9 +239,9 @@ def test_cut_responses_are_repeated_to_the_limit_and_ended_ones_stay():
 
 PREDICT = """
 import json, sys
-from rlalign.doctor import read
-from rlalign.demand import demand
-from rlalign.probe_time import probe
+from rlalign.doctor.command import read
+from rlalign.doctor.demand import demand
+from rlalign.doctor.probe_time import probe
 from rlalign.startup import quiet_libraries
 quiet_libraries()
 config = read(sys.argv[1:], 1)

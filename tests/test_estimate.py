@@ -8,8 +8,8 @@ import torch
 from transformers import GPT2Config, LlamaConfig, MambaConfig, RwkvConfig
 from transformers.models.gemma3n import Gemma3nTextConfig
 
-from rlalign.estimate import Size, Work, count, estimate, micro_batch, total
-from rlalign.sections import LoraSection, ModelSection
+from rlalign.doctor.estimate import Size, Work, count, estimate, micro_batch, total
+from rlalign.settings.sections import LoraSection, ModelSection
 from rlalign.sizes import Shape
 
 # A token leaves 2 * (8 * 8 + 5 * 16) = 288 numbers for the way back, 2 * 4 in the cache.

@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlalign import resuming
 from rlalign.audit import Audit
-from rlalign.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from rlalign.checkpoints import resuming
+from rlalign.checkpoints.folder import Checkpoint, CheckpointError, load_checkpoint
+from rlalign.checkpoints.resuming import Fault, Found, RunCheckpoints
 from rlalign.evaluate import sample_rows
 from rlalign.files import MANIFEST, read_manifest, seal
-from rlalign.resuming import Fault, Found, RunCheckpoints
 from rlalign.runs import RunFolder
 from rlalign.trainer import Trainer
 

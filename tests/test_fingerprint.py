@@ -11,7 +11,7 @@ import pytest
 import torch
 from exact_runs import MOMENT
 
-from rlalign.fingerprint import differences, hash_of_prompts, hash_of_weights
+from rlalign.checkpoints.fingerprint import differences, hash_of_prompts, hash_of_weights
 from rlalign.prompts import PromptSet
 
 ROOT = Path(__file__).resolve().parents[1]

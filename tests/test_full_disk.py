@@ -18,7 +18,7 @@ import pytest
 from forked import ended, fork
 
 from rlalign import loop
-from rlalign.checkpoint import load_checkpoint, newest_first
+from rlalign.checkpoints.folder import load_checkpoint, newest_first
 from rlalign.exits import exit_code, last_line
 from rlalign.files import DiskError
 from rlalign.runs import RunFolder

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 import rewards
 from rlalign.algorithms.ppo import PPORun
 from rlalign.config import ConfigError, from_mapping, load_config, resolved_yaml, to_flat
-from rlalign.overrides import read_yaml
-from rlalign.schema import settings
+from rlalign.settings.overrides import read_yaml
+from rlalign.settings.schema import settings
 from rlalign.terminal import printable
 
 SOUND = """\

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rlalign.config import ConfigError
 from rlalign.prompts import load_prompts
-from rlalign.sections import PromptsSection
+from rlalign.settings.sections import PromptsSection
 from rlalign.terminal import printable
 from rlalign.tracking import _line
 

@@ -31,7 +31,7 @@ from rlalign.report.live import LiveView
 from rlalign.report.visible import escape_markdown, visible
 from rlalign.runs import RunFolder
 from rlalign.scoring import place_credit
-from rlalign.sections import RunConfig
+from rlalign.settings.sections import RunConfig
 from rlalign.symptoms import batch_numbers, marked
 from rlalign.terminal import plain_text as rich_text
 from rlalign.terminal import printable

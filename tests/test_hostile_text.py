@@ -31,7 +31,7 @@ from rlalign.report.live import LiveView
 from rlalign.report.visible import visible
 from rlalign.report.yardstick_table import yardstick_table
 from rlalign.runs import RunFolder
-from rlalign.sections import RunConfig
+from rlalign.settings.sections import RunConfig
 from rlalign.startup import Printable, say
 from rlalign.tracking import JsonlTracker, TensorBoardTracker
 from rlalign.wandb_tracker import sample_table

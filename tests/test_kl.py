@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from rlalign.config import ConfigError
 from rlalign.kl import KLController, check_kl, kl_tokens, safe_exp
-from rlalign.sections import KLSection
+from rlalign.settings.sections import KLSection
 
 ALLOWED = [
     ("k1", "reward"),

@@ -20,7 +20,7 @@ from rlalign.gae import gae
 from rlalign.kl import kl_tokens
 from rlalign.policy import Policy, tensors
 from rlalign.scoring import score_given, score_rollout
-from rlalign.sections import KLSection, ScoreSection
+from rlalign.settings.sections import KLSection, ScoreSection
 from rlalign.types import Norm, ScoredRollout
 
 ROLLOUT = every_response()

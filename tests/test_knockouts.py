@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlalign import resuming
-from rlalign.checkpoint import Checkpoint
+from rlalign.checkpoints import resuming
+from rlalign.checkpoints.folder import Checkpoint
 from rlalign.files import MANIFEST, read_manifest, seal
 from rlalign.trainer import Trainer
 

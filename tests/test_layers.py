@@ -11,8 +11,23 @@ ROOT = Path(__file__).parent.parent
 # Each layer may import itself and those before it; a new module must be given its place here.
 LAYERS = [
     {"rewards", "trl_bridge"},
-    {"types", "problems", "overrides", "schema", "settle", "reward_settings", "config", "trust"}
-    | {"fields", "audit_section", "run_section", "sections", "offsets"}
+    {
+        "types",
+        "problems",
+        "settings.overrides",
+        "settings.schema",
+        "settings.settle",
+        "settings.reward_settings",
+        "config",
+        "trust",
+    }
+    | {
+        "settings.fields",
+        "settings.audit_section",
+        "settings.run_section",
+        "settings.sections",
+        "offsets",
+    }
     | {
         "masking",
         "logprobs",
@@ -31,9 +46,16 @@ LAYERS = [
         "baseline",
         "optimum",
     }
-    | {"terminal", "redact", "startup", "run_section", "whereabouts", "stopping"},
-    {"prompts", "pairs", "policy", "models", "ranks", "checkpoint", "metrics"}
-    | {"optimizer_state", "runs", "tracking"}
+    | {
+        "terminal",
+        "redact",
+        "startup",
+        "settings.run_section",
+        "guard.whereabouts",
+        "guard.stopping",
+    },
+    {"prompts", "pairs", "policy", "models", "ranks", "checkpoints.folder", "metrics"}
+    | {"checkpoints.optimizer_state", "runs", "tracking"}
     | {"wandb_tracker"}
     | {"guard.watching", "guard.telling"},
     {f"generation.{name}" for name in ("sampling", "engine", "caches", "decode", "vllm", "build")}
@@ -43,8 +65,8 @@ LAYERS = [
     {f"algorithms.{name}" for name in ("ppo", "dpg", "reinforce")},
     {"session", "fitting"},
     {"dual", "objective"},
-    {"exits", "endings", "trainer", "estimate", "machine"},
-    {"evaluate", "saving", "trained"}
+    {"exits", "guard.endings", "trainer", "doctor.estimate", "doctor.machine"},
+    {"evaluate", "checkpoints.saving", "trained"}
     | {
         f"yardstick.{name}"
         for name in (
@@ -76,10 +98,10 @@ LAYERS = [
             *("training", "command"),
         )
     },
-    {"fingerprint", "recording", "resuming"},
+    {"checkpoints.fingerprint", "recording", "checkpoints.resuming"},
     {"loop"},
-    {"trl_rewards", "trl_settings", "trl_record"},
-    {"demand", "probe_time"},
+    {"trl_trainers.rewards", "trl_trainers.settings", "trl_trainers.record"},
+    {"doctor.demand", "doctor.probe_time"},
     {f"sweeps.{name}" for name in ("parameters", "file", "child", "queue", "worker", "command")},
     {"methods", "run_method", "dpg", "reinforce"}
     | {
@@ -89,8 +111,8 @@ LAYERS = [
         "measure",
         "compare",
         "reward_tools",
-        "trl_run",
-        "doctor",
+        "trl_trainers.run",
+        "doctor.command",
         "cli",
     }
     | {"__main__", "__init__"},
@@ -170,7 +192,9 @@ def test_one_file_of_each_package_imports_trl():
 
 def test_the_checks_see_imports():
     """Guards the tests above: what the loop and the launchers import is found."""
-    assert {"trainer", "resuming", "report.card"} <= own_imports(ROOT / "rlalign" / "loop.py")
+    assert {"trainer", "checkpoints.resuming", "report.card"} <= own_imports(
+        ROOT / "rlalign" / "loop.py"
+    )
     assert own_imports(ROOT / "rlalign" / "scoring.py") >= {"rewards", "policy"}
     assert own_imports(ROOT / "rlalign" / "models.py") >= {"trl_bridge", "rewards"}
 

@@ -9,7 +9,7 @@ from builders import seeded
 from exact_evidence import world
 
 from rewards import parse_entries
-from rlalign.sections import ScoreSection
+from rlalign.settings.sections import ScoreSection
 from rlalign.target import Target
 from rlalign.yardstick.log_z import highest_potential, log_z_bounds
 

@@ -12,7 +12,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rewards import embedded
-from rlalign.checkpoint import CheckpointError
+from rlalign.checkpoints.folder import CheckpointError
 from rlalign.cli import main
 from rlalign.config import ConfigError, from_mapping
 from rlalign.dpg import main as dpg

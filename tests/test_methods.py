@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlalign import loop, open_trainer
-from rlalign.checkpoint import CheckpointError
+from rlalign.checkpoints.folder import CheckpointError
 from rlalign.config import ConfigError, from_mapping, load_config
 from rlalign.methods import METHODS, AnyRun
 from rlalign.session import Session

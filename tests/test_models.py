@@ -20,7 +20,7 @@ from rlalign.models import (
     locate,
 )
 from rlalign.policy import tensors
-from rlalign.sections import LoraSection, ModelSection
+from rlalign.settings.sections import LoraSection, ModelSection
 
 CPU = torch.device("cpu")
 

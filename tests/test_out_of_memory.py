@@ -7,9 +7,9 @@ from builders import parameters
 from torch.testing import assert_close
 
 from rlalign.algorithms.ppo import PPO
+from rlalign.checkpoints.saving import training_state
 from rlalign.exits import exit_code, last_line
 from rlalign.ranks import OutOfMemory
-from rlalign.saving import training_state
 
 BOTH = pytest.mark.parametrize("model", [{}, {"lora": {"r": 2}}], ids=["full", "lora"])
 

@@ -19,7 +19,7 @@ from rlalign.policy import (
     positions,
     tensors,
 )
-from rlalign.sections import LoraSection, ModelSection
+from rlalign.settings.sections import LoraSection, ModelSection
 
 CPU = torch.device("cpu")
 MODELS = {

@@ -13,7 +13,7 @@ import torch
 
 from rlalign.config import ConfigError
 from rlalign.prompts import encode, load_prompts, scheduled, shuffled
-from rlalign.sections import PromptsSection
+from rlalign.settings.sections import PromptsSection
 
 TOKENIZER = oracle.tokenizer()
 

@@ -13,7 +13,7 @@ from rlalign import reward_model
 from rlalign.algorithms.ppo import PPORun
 from rlalign.cli import main
 from rlalign.models import load_lm, load_tokenizer
-from rlalign.sections import ModelSection
+from rlalign.settings.sections import ModelSection
 from rlalign.trained import whole_model
 from rlalign.trl_bridge import render_chat
 

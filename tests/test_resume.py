@@ -19,7 +19,7 @@ from ports import free_port
 from rewards.contract import RewardError
 from rlalign import loop
 from rlalign.algorithms.ppo import PPO, PPORun
-from rlalign.checkpoint import CheckpointError, best, load_checkpoint, newest_sound
+from rlalign.checkpoints.folder import CheckpointError, best, load_checkpoint, newest_sound
 from rlalign.config import from_mapping
 from rlalign.session import Session
 from rlalign.symptoms import batch_numbers

@@ -11,7 +11,7 @@ from forked import ended, fork
 from some_checkpoints import names, save
 from test_checkpoint_damage import die_at_call, flip, truncate
 
-from rlalign.checkpoint import (
+from rlalign.checkpoints.folder import (
     CheckpointError,
     best,
     load_checkpoint,

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from rewards import registry
-from rlalign.checkpoint import CheckpointError
+from rlalign.checkpoints.folder import CheckpointError
 from rlalign.cli import main
 from rlalign.files import sha256
 from rlalign.problems import ConfigError
 from rlalign.redact import HIDDEN, redact_command, redact_mapping, redact_text
-from rlalign.run_section import RunSection
 from rlalign.runs import BLANK, RunFolder, check_run, git_commit, open_run, versions
+from rlalign.settings.run_section import RunSection
 
 
 def section(tmp_path: Path, name: str = "auto", resume: str = "never") -> RunSection:

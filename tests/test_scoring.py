@@ -18,7 +18,7 @@ from rlalign import scoring
 from rlalign.offsets import Offsets
 from rlalign.policy import Policy, evaluate_rollout, logprobs_only
 from rlalign.scoring import place_credit, potential, score_given, score_rollout
-from rlalign.sections import ScoreSection
+from rlalign.settings.sections import ScoreSection
 from rlalign.types import Rollout
 
 BYTES = builders.byte_tokenizer()

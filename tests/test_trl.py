@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from rewards import RewardError, RewardSet, embedded, parse_entries, registry
-from rlalign import loop, train, trl_reward_funcs, trl_run
+from rlalign import loop, train, trl_reward_funcs
 from rlalign.algorithms.ppo import PPORun
 from rlalign.config import from_mapping
+from rlalign.trl_trainers import run as trl_run
 
 TRAINERS = {"grpo": (GRPOConfig, GRPOTrainer), "rloo": (RLOOConfig, RLOOTrainer)}
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"

@@ -8,8 +8,8 @@ from trl import GRPOConfig, RLOOConfig
 
 from rlalign.algorithms.ppo import PPORun
 from rlalign.config import ConfigError, from_mapping
-from rlalign.schema import settings
-from rlalign.trl_settings import (
+from rlalign.settings.schema import settings
+from rlalign.trl_trainers.settings import (
     RULES,
     group_size,
     mapping_table,
@@ -120,7 +120,7 @@ def test_every_setting_has_a_rule_and_the_page_shows_them():
     paths = {setting.path for setting in settings(PPORun.model_json_schema())}
     assert {rule.setting for rule in RULES} == paths and len(RULES) == len(paths)
     assert mapping_table() in DOCS.read_text(encoding="utf-8"), (
-        "put the output of `python -m rlalign.trl_settings` into docs/trl.md"
+        "put the output of `python -m rlalign.trl_trainers.settings` into docs/trl.md"
     )
 
 
@@ -200,7 +200,7 @@ def test_groups_divide_an_iteration():
 
 
 def test_a_run_refuses_before_a_model_is_loaded(tmp_path):
-    from rlalign.trl_run import main
+    from rlalign.trl_trainers.run import main
 
     file = tmp_path / "c.yaml"
     file.write_text(json.dumps({"model": {"name": "/nowhere"}, "kl": {"target": 1.0}}))

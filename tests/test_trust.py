@@ -17,8 +17,8 @@ from rewards.posting import Server
 from rlalign.algorithms.ppo import PPORun
 from rlalign.cli import main
 from rlalign.config import ConfigError, from_mapping, resolved_yaml
-from rlalign.overrides import Loader
 from rlalign.runs import git_commit
+from rlalign.settings.overrides import Loader
 from rlalign.startup import Printable, quiet_libraries
 from rlalign.trained import saved_model
 from rlalign.trust import changed_settings, powers, settings_of

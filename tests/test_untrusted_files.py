@@ -13,7 +13,7 @@ from canaries import CODE, READERS, Canary, read_by_all, repository
 import rewards
 from rewards import RewardConfigError, embedded
 from rewards.trained import read_classifier
-from rlalign.checkpoint import CheckpointError, best, load_checkpoint, newest_sound
+from rlalign.checkpoints.folder import CheckpointError, best, load_checkpoint, newest_sound
 from rlalign.cli import main
 from rlalign.config import ConfigError, read_file
 from rlalign.files import MANIFEST, seal, sha256

@@ -10,12 +10,12 @@ from builders import parameters
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from rlalign.checkpoints.saving import save_model, training_state
 from rlalign.evaluate import evaluate
 from rlalign.exits import DivergedError
 from rlalign.models import build_policy
 from rlalign.policy import evaluate_rollout, logprobs_only
-from rlalign.saving import save_model, training_state
-from rlalign.sections import LoraSection, ModelSection
+from rlalign.settings.sections import LoraSection, ModelSection
 from rlalign.trainer import schedule
 
 LORA = {"lora": {"r": 2}}

@@ -24,7 +24,7 @@ from rlalign.evaluate import evaluate
 from rlalign.generation import VLLMEngine, check_engine
 from rlalign.models import add_lora
 from rlalign.policy import Policy, evaluate_rollout, logprobs_only
-from rlalign.sections import LoraSection, VLLMSection
+from rlalign.settings.sections import LoraSection, VLLMSection
 
 MODES = pytest.mark.parametrize("mode", ["colocate", "server"])
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "experiments"))
 from judge import Judge  # noqa: E402
 
 from rlalign import generation, models, prompts  # noqa: E402
-from rlalign.sections import ModelSection, PromptsSection  # noqa: E402
+from rlalign.settings.sections import ModelSection, PromptsSection  # noqa: E402
 
 OUT = ROOT / "experiments" / "data" / "preferences.jsonl"
 KEPT = ROOT / "runs" / "preferences" / "samples.json"  # so that labels can be drawn anew

@@ -20,13 +20,13 @@ from rlalign import pseudo_reward
 from rlalign.baseline import leave_one_out
 from rlalign.batches import rows_of, shuffled_parts
 from rlalign.behaviour import behaviour
-from rlalign.fields import Positive, PositiveFloat, Section
 from rlalign.masking import SumOverRanks, masked_moments, one_rank, whole_response
 from rlalign.optimum import shared_warnings
 from rlalign.partition import Gather, same
 from rlalign.policy import Policy, logprobs_and_values, tensors
 from rlalign.pseudo_reward import PseudoReward
-from rlalign.sections import RunConfig
+from rlalign.settings.fields import Positive, PositiveFloat, Section
+from rlalign.settings.sections import RunConfig
 from rlalign.sizes import MOST
 from rlalign.types import LossOutput, Norm, Rollout, ScoredRollout
 

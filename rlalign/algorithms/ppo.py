@@ -13,7 +13,6 @@ from torch import Tensor
 from rlalign import pseudo_reward
 from rlalign.batches import rows_of, shuffled_parts
 from rlalign.behaviour import behaviour
-from rlalign.fields import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
 from rlalign.gae import gae, value_error
 from rlalign.importance import WHAT as CORRECTION
 from rlalign.importance import sampler_cap, sampler_stats, sampler_weights
@@ -31,7 +30,8 @@ from rlalign.policy import (
 )
 from rlalign.pseudo_reward import PseudoReward
 from rlalign.running import RunningScale
-from rlalign.sections import RunConfig
+from rlalign.settings.fields import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
+from rlalign.settings.sections import RunConfig
 from rlalign.sizes import MOST
 from rlalign.types import LossOutput, Norm, Rollout, ScoredRollout
 

@@ -19,7 +19,6 @@ from rlalign.baseline import leave_one_out
 from rlalign.batches import rows_of, shuffled_parts
 from rlalign.behaviour import behaviour
 from rlalign.config import ConfigError
-from rlalign.fields import Positive, PositiveFloat, Section
 from rlalign.importance import WHAT as CORRECTION
 from rlalign.importance import sampler_cap, sampler_stats, sampler_weights
 from rlalign.kl import KLController
@@ -27,7 +26,8 @@ from rlalign.masking import SumOverRanks, masked_moments, one_rank, whole_respon
 from rlalign.optimum import shared_warnings
 from rlalign.partition import Gather, same
 from rlalign.policy import Policy, logprobs_and_values, tensors
-from rlalign.sections import RunConfig
+from rlalign.settings.fields import Positive, PositiveFloat, Section
+from rlalign.settings.sections import RunConfig
 from rlalign.sizes import MOST
 from rlalign.types import LossOutput, Norm, Rollout, ScoredRollout
 

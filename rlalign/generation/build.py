@@ -10,7 +10,7 @@ from rlalign.config import ConfigError
 from rlalign.generation.decode import DecodeEngine
 from rlalign.generation.engine import RolloutEngine
 from rlalign.generation.vllm import VLLMEngine
-from rlalign.sections import RunConfig, SamplingSection
+from rlalign.settings.sections import RunConfig, SamplingSection
 
 # Outside these vLLM draws by another temperature than the one that is asked for, or refuses.
 TEMPERATURES = (0.01, 2.0)

@@ -18,10 +18,10 @@ from rlalign.generation.caches import (
 )
 from rlalign.generation.engine import make_rollout
 from rlalign.generation.sampling import Sampler, sample_inverse_cdf
+from rlalign.guard.whereabouts import HERE
 from rlalign.logprobs import token_entropy
 from rlalign.policy import Policy, tensors
 from rlalign.types import PromptBatch, Recorded, Rollout
-from rlalign.whereabouts import HERE
 
 
 class Drawn(NamedTuple):

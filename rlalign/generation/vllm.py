@@ -19,7 +19,7 @@ from rlalign.config import ConfigError
 from rlalign.generation.engine import make_rollout
 from rlalign.generation.sampling import Sampler, sample_inverse_cdf
 from rlalign.policy import Policy
-from rlalign.sections import VLLMSection
+from rlalign.settings.sections import VLLMSection
 from rlalign.types import PromptBatch, Rollout
 
 logger = logging.getLogger(__name__)

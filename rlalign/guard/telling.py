@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlalign import stopping
+from rlalign.guard import stopping
 from rlalign.guard.watching import MESSAGE_BYTES
+from rlalign.guard.whereabouts import HERE
 from rlalign.ranks import Ranks, is_launched
 from rlalign.redact import redact_text
 from rlalign.terminal import printable
-from rlalign.whereabouts import HERE
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from rlalign.files import write_atomically
 from rlalign.metrics import bootstrap, difference
 from rlalign.redact import redact_mapping, redact_text
 from rlalign.report.visible import escape_markdown
-from rlalign.sections import RunConfig
+from rlalign.settings.sections import RunConfig
 
 # The embedded models' origin on the hub, and their licence.
 ORIGINS = {"smollm2-135m": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}

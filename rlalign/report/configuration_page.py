@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from rewards.entries import options_json_schema
-from rlalign.schema import Node, Setting, alternatives, properties, settings
-from rlalign.sections import RunConfig
+from rlalign.settings.schema import Node, Setting, alternatives, properties, settings
+from rlalign.settings.sections import RunConfig
 
 INTRODUCTION = """\
 # Configuration

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rlalign.files import FileError, read_json
-from rlalign.schema import nearest
+from rlalign.settings.schema import nearest
 
 PR_SET_PDEATHSIG = 1
 SAVING_SECONDS = 40.0  # what a run that is told to stop gets, before it is killed

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from rlalign.files import make_folder
 from rlalign.problems import ConfigError
-from rlalign.run_section import RunSection
+from rlalign.settings.run_section import RunSection
 from rlalign.startup import say
 from rlalign.sweeps.file import Sweep, command_line, read_sweep
 from rlalign.terminal import printable

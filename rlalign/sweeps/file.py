@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rlalign.overrides import read_yaml
 from rlalign.problems import ConfigError, Problems, shown
-from rlalign.schema import nearest
+from rlalign.settings.overrides import read_yaml
+from rlalign.settings.schema import nearest
 from rlalign.sweeps.parameters import Choice, Parameter, Range, read_parameter
 
 METHODS = ("grid", "random", "bayes")

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from rlalign.whereabouts import HERE, Interrupted
+from rlalign.guard.whereabouts import HERE, Interrupted
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from rewards.contract import RewardError
 from rlalign.audit import Audit
-from rlalign.checkpoint import (
+from rlalign.checkpoints.fingerprint import differences, fingerprint
+from rlalign.checkpoints.folder import (
     Checkpoint,
     CheckpointError,
     best,
@@ -20,10 +21,9 @@ from rlalign.checkpoint import (
     save_checkpoint,
     set_aside,
 )
+from rlalign.checkpoints.saving import MismatchError, reading, restore_training, training_state
 from rlalign.evaluate import Evaluation
-from rlalign.fingerprint import differences, fingerprint
 from rlalign.runs import RunFolder
-from rlalign.saving import MismatchError, reading, restore_training, training_state
 from rlalign.tracking import finite
 from rlalign.trainer import Trainer
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlalign.problems import Problems, shown
-from rlalign.schema import Node, unknown_reward
-from rlalign.settle import Texts, plain_copy, settle
+from rlalign.settings.schema import Node, unknown_reward
+from rlalign.settings.settle import Texts, plain_copy, settle
 
 if TYPE_CHECKING:
     from rewards.entries import RewardEntry

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from rlalign.fields import FileName, PositiveFloat, Section
+from rlalign.settings.fields import FileName, PositiveFloat, Section
 
 
 class RunSection(Section):

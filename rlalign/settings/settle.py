@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlalign.overrides import BARE, DEEPEST, Override
 from rlalign.problems import Path, Problems, dotted, shown
-from rlalign.schema import (
+from rlalign.settings.overrides import BARE, DEEPEST, Override
+from rlalign.settings.schema import (
     Node,
     accepts_text,
     accepts_words,

@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from rewards.classifiers import first_line
-from rlalign.checkpoint import Checkpoint, CheckpointError
+from rlalign.checkpoints.folder import Checkpoint, CheckpointError
+from rlalign.checkpoints.optimizer_state import flatten_optimizer, restore_optimizer
 from rlalign.files import fsync, make_folder, writing_to
-from rlalign.optimizer_state import flatten_optimizer, restore_optimizer
 from rlalign.session import Session
 from rlalign.trainer import Trainer
 

@@ -8,10 +8,10 @@ from typing import Literal
 
 from rlalign.exits import AuditStop, Preempted, exit_code, last_line
 from rlalign.guard.telling import Guarded, guarded, where
+from rlalign.guard.whereabouts import HERE
 from rlalign.ranks import RankFailed, Ranks, is_lost_connection
 from rlalign.redact import redact_text
-from rlalign.run_section import RunSection
-from rlalign.whereabouts import HERE
+from rlalign.settings.run_section import RunSection
 
 Status = Literal["stopped", "failed", "preempted"]
 SLACK_SECONDS = 60.0  # the guard, which can say who hangs, gives up before the backend does

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from rlalign.models import add_lora
-from rlalign.sections import ModelSection
+from rlalign.settings.sections import ModelSection
 from rlalign.sizes import Shape, logits_at_once
 
 FLOAT32 = 4  # bytes

@@ -15,8 +15,8 @@ from rewards import embedded, registry
 from rewards.classifiers import first_line
 from rlalign.algorithms.ppo import PPORun
 from rlalign.config import ConfigError
-from rlalign.estimate import FLOAT32, Estimate, Part, Size, Work, estimate, total
-from rlalign.machine import (
+from rlalign.doctor.estimate import FLOAT32, Estimate, Part, Size, Work, estimate, total
+from rlalign.doctor.machine import (
     GIB,
     Facts,
     Finding,
@@ -26,8 +26,8 @@ from rlalign.machine import (
 )
 from rlalign.models import check_quantization, check_tokenizer, compute_dtype, locate
 from rlalign.prompts import load_prompts, read_rows
-from rlalign.sections import ModelSection, PromptsSection
 from rlalign.session import longest_prompt
+from rlalign.settings.sections import ModelSection, PromptsSection
 from rlalign.sizes import token_budget
 
 UNKNOWN_PROMPT = 128  # tokens, where the prompts are not at hand

@@ -12,14 +12,14 @@ import rlalign.ppo  # noqa: F401  all that a run imports, so that its memory can
 from rewards.compose import RewardSet, parse_entries
 from rewards.contract import RewardConfigError
 from rlalign.algorithms.ppo import PPO, PPORun
-from rlalign.checkpoint import CheckpointError
+from rlalign.checkpoints.folder import CheckpointError
 from rlalign.config import ConfigError, load_config
-from rlalign.demand import Demand, demand
-from rlalign.estimate import Part, total
+from rlalign.doctor.demand import Demand, demand
+from rlalign.doctor.estimate import Part, total
+from rlalign.doctor.machine import Facts, Finding, look
+from rlalign.doctor.probe_time import Seconds, evaluations, probe
 from rlalign.exits import run_safely
 from rlalign.generation import check_engine
-from rlalign.machine import Facts, Finding, look
-from rlalign.probe_time import Seconds, evaluations, probe
 from rlalign.ranks import allowed_cores
 from rlalign.runs import check_run
 from rlalign.session import check_samples

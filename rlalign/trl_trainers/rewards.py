@@ -16,7 +16,7 @@ from rlalign.algorithms.ppo import PPORun
 from rlalign.config import from_mapping
 from rlalign.models import load_tokenizer
 from rlalign.scoring import potential
-from rlalign.sections import ScoreSection
+from rlalign.settings.sections import ScoreSection
 
 BOUNDS = "clip_and_eos"  # the function that stands for score.clip and score.missing_eos_penalty
 RewardFunction = Callable[..., list[float | None]]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlalign.checkpoint import CheckpointError
+from rlalign.checkpoints.folder import CheckpointError
 
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
 

@@ -14,13 +14,15 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import GenerationConfig
 
-from rlalign import endings, stopping
 from rlalign.algorithms.ppo import PPORun
 from rlalign.api import no_progress_bars
+from rlalign.checkpoints.saving import save_model
 from rlalign.config import ConfigError, load_config, to_flat
 from rlalign.evaluate import Evaluation, evaluate
 from rlalign.exits import Preempted, exit_code, last_line
 from rlalign.files import write_atomically
+from rlalign.guard import endings, stopping
+from rlalign.guard.whereabouts import Interrupted
 from rlalign.models import load_lm, lora_config, silence_dropout
 from rlalign.prompts import scheduled
 from rlalign.ranks import Ranks
@@ -30,16 +32,20 @@ from rlalign.report.live import LiveView
 from rlalign.report.plots import draw_plots
 from rlalign.run_method import as_command
 from rlalign.runs import RunFolder, check_run, command_line
-from rlalign.saving import save_model
 from rlalign.session import Session, open_folder
 from rlalign.startup import QUICKSTART, config_stem, is_rank_zero, say
 from rlalign.tracking import CLOSE_SECONDS, Trackers, build_trackers
 from rlalign.trainer import schedule
 from rlalign.trl_bridge import remove_printer, trainer_classes
-from rlalign.trl_record import Recorder
-from rlalign.trl_rewards import BatchScorer
-from rlalign.trl_settings import Method, prompts_needed, refuse, trainer_arguments, warnings
-from rlalign.whereabouts import Interrupted
+from rlalign.trl_trainers.record import Recorder
+from rlalign.trl_trainers.rewards import BatchScorer
+from rlalign.trl_trainers.settings import (
+    Method,
+    prompts_needed,
+    refuse,
+    trainer_arguments,
+    warnings,
+)
 
 ROW = "rlalign_row"  # the column that says which prompt of the set a sample answers
 

@@ -7,11 +7,11 @@ from typing import Any, Literal
 import torch
 
 from rlalign.algorithms.ppo import PPORun
-from rlalign.audit_section import AuditSection
 from rlalign.config import ConfigError
 from rlalign.models import compute_dtype
-from rlalign.schema import settings
-from rlalign.sections import TargetSection, VLLMSection
+from rlalign.settings.audit_section import AuditSection
+from rlalign.settings.schema import settings
+from rlalign.settings.sections import TargetSection, VLLMSection
 from rlalign.sizes import MOST
 
 Method = Literal["grpo", "rloo"]

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rlalign.fields import NonNegative, Positive, PositiveFloat, Section, Share
+from rlalign.settings.fields import NonNegative, Positive, PositiveFloat, Section, Share
 
 WarningName = Literal[
     "length-driven",

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from rlalign.audit_section import AuditSection
-from rlalign.fields import (
+from rlalign.settings.audit_section import AuditSection
+from rlalign.settings.fields import (
     Decay,
     FiniteFloat,
     Many,
@@ -20,7 +20,7 @@ from rlalign.fields import (
     Section,
     Share,
 )
-from rlalign.run_section import RunSection
+from rlalign.settings.run_section import RunSection
 
 
 class LoraSection(Section):

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback
 
+from rlalign.guard.whereabouts import HERE, Interrupted
 from rlalign.metrics import peak_memory_mb
 from rlalign.scoring import logged_stats
 from rlalign.session import Session
-from rlalign.trl_rewards import ScoredBatch
-from rlalign.whereabouts import HERE, Interrupted
+from rlalign.trl_trainers.rewards import ScoredBatch
 
 Write = Callable[[Mapping[str, float], Sequence[Mapping[str, Any]]], None]
 # Keys of TRL's log that are ours under another name; the others are kept under trl/.

@@ -1,0 +1,1 @@
+"""`rlalign doctor`: what this machine has, what a configuration needs of it."""
