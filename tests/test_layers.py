@@ -110,11 +110,11 @@ LAYERS = [
         "reward_model",
         "measure",
         "compare",
-        "reward_tools",
         "trl_trainers.run",
         "doctor.command",
         "cli",
     }
+    | {f"commands.{name}" for name in ("training", "reading", "sweeping", "starting", "rewards")}
     | {"__main__", "__init__"},
 ]
 FILES = sorted([*(ROOT / "rlalign").rglob("*.py"), *(ROOT / "rewards").rglob("*.py")])

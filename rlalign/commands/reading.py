@@ -1,0 +1,44 @@
+"""`rlalign eval`, `compare`: what came out."""
+
+from typing import Annotated
+
+import typer
+
+from rlalign.commands import PASS_ON
+
+app = typer.Typer()
+
+
+@app.command(
+    name="eval",
+    context_settings=PASS_ON,
+    epilog="Example: rlalign eval runs/quickstart --config experiments/quickstart.yaml",
+)
+def evaluate(
+    context: typer.Context,
+    run_or_model: Annotated[
+        str, typer.Argument(help="A run's folder, a checkpoint's, a model's, or a hub id.")
+    ],
+    out: Annotated[
+        str | None, typer.Option(help="Folder of the results; by default the one measured.")
+    ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="Let what is measured run its code and ask its servers."),
+    ] = False,
+) -> None:
+    """Measure any run or model against a target: moments, divergences, diversity (docs/eval.md)."""
+    from rlalign.measure import main as run
+
+    raise typer.Exit(run(run_or_model, context.args, out, trust))
+
+
+@app.command(epilog="Example: rlalign compare runs/dpg runs/ppo --out compare.html")
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Folders that `rlalign eval` has measured.")],
+    out: Annotated[str, typer.Option(help="The page that is written.")] = "compare.html",
+) -> None:
+    """Put measured runs side by side on one page: distances, frontier, samples, what was lost."""
+    from rlalign.compare import main as run
+
+    raise typer.Exit(run(runs, out))

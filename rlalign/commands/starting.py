@@ -1,0 +1,58 @@
+"""`rlalign doctor`, `config`: before a run."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from rlalign.commands import PASS_ON
+from rlalign.startup import QUICKSTART
+
+app = typer.Typer()
+
+
+@app.command(
+    context_settings=PASS_ON,
+    epilog="Example: rlalign doctor --config experiments/quickstart.yaml --model.lora=null",
+)
+def doctor(
+    context: typer.Context,
+    no_probe: Annotated[
+        bool, typer.Option("--no-probe", help="Load nothing and leave the seconds out.")
+    ] = False,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that the launcher will start.")
+    ] = 1,
+) -> None:
+    """Whether a run can start here, what memory and time it takes, and what to change."""
+    from rlalign.doctor.command import main as run
+
+    raise typer.Exit(run(context.args, not no_probe, processes))
+
+
+@app.command(
+    name="config",
+    context_settings=PASS_ON,
+    epilog="Example: rlalign config --config experiments/quickstart.yaml --kl.coef=0.2",
+)
+def show_config(
+    context: typer.Context,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print docs/configuration.md.")
+    ] = False,
+) -> None:
+    """Print the resolved configuration as YAML."""
+    from rlalign.config import json_schema, load_config, resolved_yaml
+    from rlalign.methods import AnyRun
+
+    if markdown:
+        from rlalign.report.configuration_page import configuration_page
+
+        print(configuration_page(AnyRun), end="")
+        return
+    config = None if schema and not context.args else load_config(AnyRun, context.args, QUICKSTART)
+    if schema:  # a configuration's own reward files add to the kinds
+        print(json.dumps(json_schema(AnyRun), indent=2, ensure_ascii=False))
+    elif config is not None:
+        print(resolved_yaml(config), end="")
