@@ -26,6 +26,7 @@ from rewards.registry import (
     reward,
     trl_reward,
 )
+from rewards.waiting import alive
 
 __all__ = [
     "Failure",
@@ -36,6 +37,7 @@ __all__ = [
     "RewardSet",
     "Score",
     "Span",
+    "alive",
     "check_params",
     "combine",
     "conformance",

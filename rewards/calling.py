@@ -3,8 +3,7 @@
 import inspect
 import logging
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,6 +33,7 @@ from rewards.returned import Item, Wrong, taken
 from rewards.spec import RewardSpec
 from rewards.state import plain_json
 from rewards.trl_style import CONTEXT, TRLFunction, wait_for
+from rewards.waiting import watcher
 
 Columns = Mapping[str, Sequence[Any]]
 Value = float | Score | None
@@ -41,8 +41,6 @@ FAILURE_CEILING = 0.2  # share of a batch that may fail under on_error: skip and
 Result = Value | Failure
 State = dict[str, Any]  # JSON
 logger = logging.getLogger(__name__)
-# Told which reward is about to be called on what, for whoever waits for it.
-watcher: ContextVar[Callable[[str], object]] = ContextVar("watcher", default=len)
 
 
 class Scorer(Protocol):

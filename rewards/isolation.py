@@ -172,8 +172,10 @@ class Isolated:
         return copy.deepcopy(self._state)
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._build()
-        self._worker.ask("restore", id(self), state, seconds=START_SECONDS)
+        # A worker that is lost gets it with its next start: one that was ended because the run is
+        # to stop would be started in vain, and there is little time.
+        if self._worker.is_running and self._built_in == self._worker.starts:
+            self._worker.ask("restore", id(self), state, seconds=START_SECONDS)
         self._state = copy.deepcopy(state)
 
     def close(self) -> None:

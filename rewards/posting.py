@@ -7,7 +7,8 @@ import re
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -19,6 +20,7 @@ from pydantic import Field
 
 from rewards.contract import Failure, described
 from rewards.endpoints import Hider
+from rewards.waiting import alive
 
 if TYPE_CHECKING:  # httpx is imported where a request is made: `import rewards` stays light
     import httpx
@@ -101,7 +103,9 @@ class Server:
         threads = ThreadPoolExecutor(slots, thread_name_prefix="rewards-post")
         try:
             futures = [threads.submit(exchange.answer) for exchange in exchanges]
-            wait(futures, timeout=call.remaining())
+            with suppress(TimeoutError):
+                for _ in as_completed(futures, timeout=call.remaining()):
+                    alive()
             return [self._settled(*pair) for pair in zip(futures, exchanges, strict=True)]
         finally:  # nobody waits for what is under way; it ends with its socket
             call.stopped.set()

@@ -8,6 +8,7 @@ import numpy as np
 
 from rewards.classifiers import Floats, device, loading, needs, pays_bfloat16, sigmoid, softmax
 from rewards.contract import RewardConfigError
+from rewards.waiting import alive
 
 Encoding = Mapping[str, list[int]]  # input_ids, and token_type_ids where the tokenizer has them
 
@@ -131,6 +132,7 @@ class SequenceClassifier:
             if typed:
                 inputs["token_type_ids"] = [types[i] + [0] * (width - len(types[i])) for i in batch]
             out[batch] = self._logits_of(inputs, pad)
+            alive()
         return out
 
     def _logits_of(self, inputs: Mapping[str, list[list[int]]], pad: int) -> Floats:

@@ -4,11 +4,19 @@ import difflib
 import importlib.util
 import json
 import pickle
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+)
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -107,14 +115,46 @@ def load_lm(model: ModelSection, device: torch.device) -> nn.Module:
                 model.quantization, str(dtype).removeprefix("torch.")
             )
         options["dtype"] = dtype if model.lora is not None else torch.float32
-        lm: nn.Module = AutoModelForCausalLM.from_pretrained(
-            source, config=config, attn_implementation=model.attention, **options
-        )
+        return complete_lm(source, config=config, attn_implementation=model.attention, **options)
     except (OSError, ValueError, ImportError, SafetensorError, pickle.UnpicklingError) as error:
+        if "attn_implementation" in str(error):
+            raise ConfigError(
+                f"model.attention={model.attention}: {first_line(error)}; sdpa and eager do for "
+                "every model"
+            ) from error
         raise ConfigError(
             f"model.name={model.name} cannot be loaded: {first_line(error)}"
         ) from error
+
+
+def complete_lm(source: str, **options: Any) -> nn.Module:
+    """The causal LM of a folder or hub id; ValueError where its files lack some of its weights.
+
+    transformers only warns, and draws what is missing at random.
+    """
+    loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
+    lm: nn.Module = loaded[0]
+    if missing := loaded[1]["missing_keys"]:
+        raise ValueError(lacking(missing))
     return lm
+
+
+def merged_adapter(base: nn.Module, folder: Path) -> Any:
+    """The model with a folder's adapter merged into its weights, in place.
+
+    ValueError where the files lack some of the adapter's weights: peft only warns.
+    """
+    adapted: Any = PeftModel.from_pretrained(base, str(folder))
+    saved = load_peft_weights(str(folder), device="cpu")
+    if missing := get_peft_model_state_dict(adapted).keys() - saved.keys():
+        raise ValueError(lacking(missing))
+    return adapted.merge_and_unload()
+
+
+def lacking(names: Iterable[str]) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"its files lack the weights {', '.join(names[:3])}{more}"
 
 
 def check_quantization(model: ModelSection, device: torch.device) -> None:

@@ -28,7 +28,7 @@ from rlalign import trl_bridge
 from rlalign.config import ConfigError, load_config
 from rlalign.exits import exit_code, run_safely
 from rlalign.files import write_atomically
-from rlalign.models import has_bfloat16, load_tokenizer, locate
+from rlalign.models import has_bfloat16, lacking, load_tokenizer, locate
 from rlalign.pairs import Pair, Report, Text, read_pairs, report, split_pairs
 from rlalign.ranks import set_threads
 from rlalign.redact import redact_text, redacted_yaml
@@ -232,14 +232,24 @@ def _fit(
 def _classifier(section: ModelSection) -> Any:
     """The model with one output in place of its language model's head."""
     try:
-        return AutoModelForSequenceClassification.from_pretrained(
+        network, found = AutoModelForSequenceClassification.from_pretrained(
             locate(section),
+            output_loading_info=True,
             num_labels=1,
             revision=section.revision,
             trust_remote_code=section.trust_remote_code,
             attn_implementation=section.attention,
             dtype=torch.float32,
         )
+        # A head is new, and so is a pooler before it; the rest would be drawn at random.
+        body = f"{network.base_model_prefix}."
+        if missing := [
+            name
+            for name in found["missing_keys"]
+            if name.startswith(body) and ".pooler." not in name
+        ]:
+            raise ValueError(lacking(missing))
+        return network
     except (OSError, ValueError, ImportError, RuntimeError, *DAMAGED) as error:
         raise ConfigError(
             f"model.name={section.name} cannot be loaded as a reward model: {first_line(error)}"

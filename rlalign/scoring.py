@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerState
 
-from rewards.calling import watcher
 from rewards.compose import RewardSet
 from rewards.contract import Span
 from rewards.trl_style import Logged, context
+from rewards.waiting import pulse, watcher
 from rlalign.guard import stopping
 from rlalign.guard.whereabouts import HERE
 from rlalign.masking import SumOverRanks, last_index, masked_moments, one_rank
@@ -89,13 +89,14 @@ def score_rollout(
 @contextmanager
 def watched() -> Iterator[None]:
     """Rewards are code of others: the run says which one it waits for, and can be stopped in it."""
-    before = watcher.set(HERE.does)
+    before, was = watcher.set(HERE.does), pulse.set(HERE.tick)
     try:
         with stopping.interruptible():
             yield
         HERE.does("")  # after an error it stands, because that is where it was
     finally:
         watcher.reset(before)
+        pulse.reset(was)
 
 
 def columns_of(rollout: Rollout, state: TrainerState, logged: Logged) -> dict[str, Any]:

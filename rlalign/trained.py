@@ -9,16 +9,15 @@ from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rewards import embedded
 from rewards.classifiers import first_line
 from rlalign.checkpoints.folder import CheckpointError, load_checkpoint
 from rlalign.config import ConfigError, read_file
-from rlalign.models import lora_config, silence_dropout
+from rlalign.models import complete_lm, lora_config, merged_adapter, silence_dropout
 from rlalign.policy import Policy
 from rlalign.session import Session, longest_prompt
 from rlalign.settings.sections import LoraSection, RunConfig
@@ -168,9 +167,8 @@ def whole_model(source: str, config: RunConfig, reference: nn.Module, runs_code:
     reference."""
     folder = Path(source).expanduser()
     if is_adapter(folder):
-        adapted: Any = PeftModel.from_pretrained(copy.deepcopy(reference), folder)
-        return adapted.merge_and_unload()
-    return AutoModelForCausalLM.from_pretrained(
+        return merged_adapter(copy.deepcopy(reference), folder)
+    return complete_lm(
         where_of(source), dtype=torch.float32, trust_remote_code=runs_code,
         attn_implementation=config.model.attention,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ import hashes
 import pytest
 from faulty import PHASES, at, command, ended, iteration_of, place, server, unbroken, wait_for_fault
 from ports import free_port
+
+from rlalign.guard.telling import Guarded
 
 __all__ = ["place", "server", "unbroken"]  # fixtures
 SECONDS = 10.0  # in which everything must be over
@@ -110,6 +113,18 @@ def test_a_run_goes_on_when_its_guard_is_gone(server, place, unbroken):
     job = server.launch(place, command("unguarded"), 2, [at("generate", "kill the guard", 0)])
     assert job.wait(60) == [0, 0], job.stderr
     assert hashes.of_run(place / "runs/unguarded") == unbroken[2]
+
+
+def test_what_a_lost_guard_leaves_behind_is_removed(tmp_path):
+    place = tmp_path / "guard"
+    place.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(place / "socket"))
+        listener.listen(1)
+        rank = Guarded(place, rank=0, timeout=5, grace=5)
+        listener.accept()[0].close()
+    rank.leave()
+    assert not place.exists()
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_by_all(server, place):

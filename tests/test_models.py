@@ -4,6 +4,7 @@ import builders
 import oracle
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
 from transformers import GPTNeoConfig, GPTNeoForCausalLM
@@ -69,6 +70,24 @@ def test_cut_off_weights_are_a_configuration_error(saved, tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ConfigError, match=rf"^model\.name={saved} cannot be loaded: "):
         load_lm(ModelSection(name=saved), CPU)
+
+
+@pytest.mark.parametrize("keeps", ["", "transformer.h.0"], ids=["none", "one layer"])
+def test_weights_that_are_not_in_the_files_are_not_drawn_at_random(saved, tmp_path, keeps):
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if keeps and name.startswith(keeps)}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"cannot be loaded: its files lack the weights lm_head"):
+        load_lm(ModelSection(name=saved), CPU)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match=r"its files lack the weights .* and [0-9]+ more$"):
+        load_lm(ModelSection(name=saved), CPU)
+
+
+def test_an_unknown_attention_names_its_setting(saved):
+    with pytest.raises(ConfigError, match=r"^model\.attention=fast: .*; sdpa and eager do"):
+        load_lm(ModelSection(name=saved, attention="fast"), CPU)
 
 
 def test_a_tokenizer_without_eos_is_refused(saved):

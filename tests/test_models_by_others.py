@@ -1,6 +1,7 @@
 """What `rlalign eval` loads: adapters and checkpoints, and whether they belong to the reference."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from rewards import embedded
@@ -103,6 +105,16 @@ def test_a_damaged_adapter_is_refused_in_words(run: Path, tmp_path: Path) -> Non
     (tmp_path / "adapter_config.json").write_text('{"base')
     with pytest.raises(CheckpointError, match=r"holds no weights that fit model.name=glass-tiny"):
         logits(tmp_path, settings_of(run))
+
+
+@pytest.mark.parametrize("keeps", [0, 1])
+def test_an_adapter_that_is_not_whole_is_refused(run: Path, tmp_path: Path, keeps: int) -> None:
+    shutil.copytree(run / "model", tmp_path / "part")
+    weights = load_file(tmp_path / "part/adapter_model.safetensors")
+    kept = dict(list(weights.items())[:keeps])
+    save_file(kept, tmp_path / "part/adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"its files lack the weights base_model\.model"):
+        logits(tmp_path / "part", settings_of(run))
 
 
 def test_a_name_that_is_nowhere_is_refused_in_words(run: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from rewards import RewardConfigError, RewardError, embedded, registry
 from rlalign import trl_reward_funcs
 from rlalign.algorithms.ppo import PPORun
 from rlalign.config import from_mapping
+from rlalign.guard.whereabouts import HERE
 from rlalign.session import Session
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
@@ -50,6 +51,21 @@ def test_a_weight_that_moves_needs_to_know_what_an_iteration_is() -> None:
     assert values == [0.0, 0.0, 0.5, 1.0, 2.0]
     with pytest.raises(RewardError, match="had no trainer_state"):
         function(**given)
+
+
+def test_the_run_says_which_reward_it_waits_for() -> None:
+    """So that one which hangs under TRL is named, too."""
+    seen = []
+
+    @registry.reward("own.looks")
+    def looks(completions: list[str]) -> list[float]:
+        seen.append(str(HERE))
+        return [0.0] * len(completions)
+
+    (function,), _ = trl_reward_funcs({"rewards": {"eye": {"kind": "own.looks"}}})
+    function(prompts=["", ""], completions=["she", "he"])
+    assert "reward 'eye' (own.looks, " in seen[0] and "sample 0: 'she'" in seen[0]
+    assert "eye" not in str(HERE)
 
 
 def test_a_batch_is_scored_once_for_all_functions_and_again_when_asked_again() -> None:

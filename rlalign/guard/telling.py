@@ -42,7 +42,7 @@ class Guarded:
     """A rank that its guard watches. What cannot be told is not: no guard must end a run."""
 
     def __init__(self, place: Path, rank: int, timeout: float, grace: float) -> None:
-        self.rank = rank
+        self.rank, self._place = rank, place
         self._cause: Cause | None = None
         self._said = ("", "")  # where this rank was, and how that was told
         self._is_mute = False
@@ -87,6 +87,8 @@ class Guarded:
         faulthandler.unregister(signal.SIGUSR2)
         self._stacks.close()
         self._close()
+        if self._is_mute:  # the guard is gone, which would have done it
+            shutil.rmtree(self._place, ignore_errors=True)
 
     def _close(self) -> None:
         if self._socket is not None:

@@ -25,8 +25,9 @@ class RunSection(Section):
     )
     timeout: PositiveFloat | None = Field(
         1800.0,
-        description="seconds without a sign of life (a token, a micro-batch, a reward's call) from "
-        "any process, after which the run counts as hung and is ended; null: never",
+        description="seconds without a sign of life (a token, a micro-batch, a reward's call or an "
+        "answer to one) from any process, after which the run counts as hung and is ended; "
+        "null: never",
     )
     grace: PositiveFloat = Field(
         25.0,

@@ -15,7 +15,7 @@ from rewards.trl_style import Logged, context, plain_text, prompt_text
 from rlalign.algorithms.ppo import PPORun
 from rlalign.config import from_mapping
 from rlalign.models import load_tokenizer
-from rlalign.scoring import potential
+from rlalign.scoring import potential, watched
 from rlalign.settings.sections import ScoreSection
 
 BOUNDS = "clip_and_eos"  # the function that stands for score.clip and score.missing_eos_penalty
@@ -180,7 +180,8 @@ class BatchScorer:
             del handed["completion_ids"]
         iteration, seed = self._iteration(trainer_state), self._seed_of(self._calls)
         self._calls += 1
-        output = self._set(asked, texts, {**columns, **handed}, iteration, seed=seed)
+        with watched():
+            output = self._set(asked, texts, {**columns, **handed}, iteration, seed=seed)
         finished = self._finished(completion_ids, size)
         score = potential(torch.as_tensor(output.score), torch.tensor(finished), self._section)
         if log_extra is not None:

@@ -104,6 +104,17 @@ def test_a_worker_that_starts_again_goes_on_from_its_state(made):
     assert values(rewards, "a", "c") == [[0], [1]]
 
 
+def test_a_lost_worker_is_not_started_to_be_given_a_state(made):
+    """What stops has seconds, and a start may load a model."""
+    rewards = made({"x": {**NEW, "isolate": True}})
+    values(rewards, "a", "b")
+    isolated = rewards._rewards[0]._function
+    isolated._worker.close()
+    rewards.load_state_dict({"x": {"seen": ["c"]}})
+    assert rewards.state_dict() == {"x": {"seen": ["c"]}} and not isolated._worker.is_running
+    assert values(rewards, "a", "c") == [[1], [0]]
+
+
 @pytest.mark.parametrize("isolate", [False, True])
 def test_a_batch_that_is_tried_again_one_by_one_is_seen_once(made, isolate):
     rewards = made({"x": {**NEW, "isolate": isolate, "on_error": "skip"}})
