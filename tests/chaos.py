@@ -92,6 +92,8 @@ def chaos(folder: Path, minutes: float, seed: int) -> tuple[bool, dict[str, Met]
 
 def started(server: Server, folder: Path, name: str, faults: list[dict]) -> Job:
     argv = ["ppo", "--config=run.yaml", f"--run.name={name}", "--run.resume=auto"]
+    if name == "undisturbed":  # plots take longer than CONFIG's seconds where others compute, too
+        argv.append("--run.timeout=600")
     return server.launch(folder, argv, 2, faults)
 
 
