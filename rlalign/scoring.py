@@ -83,7 +83,20 @@ def score_rollout(
         failures=dict(output.skipped),
         weights=dict(output.weights),
         logged=logged,
+        own_spans=output.own_spans,
     )
+
+
+def marks(
+    names: Sequence[str], own_spans: Sequence[Sequence[Sequence[Span]]], i: int
+) -> dict[str, Any]:
+    """`spans` of sample i as its row holds them: [start, end, credit] by reward; or nothing."""
+    found = {
+        name: [[span.start, span.end, float(f"{span.credit:.6g}")] for span in of_reward[i]]
+        for name, of_reward in zip(names, own_spans, strict=False)  # none of scores from outside
+        if of_reward[i]
+    }
+    return {"spans": found} if found else {}
 
 
 @contextmanager
