@@ -67,11 +67,11 @@ def change(
         return Change(name, None, None, None)
     groups = [_groups([p for p, v in each if v is not None]) for each in (start, end)]
     moved = difference(first, second, paired=paired, groups=groups[0] if paired else None)
-    means = [
+    ends = [
         Mean(math.fsum(values) / len(values), *bootstrap(values, groups=group))
         for values, group in zip((first, second), groups, strict=True)
     ]
-    return Change(name, *means, Mean(*moved))
+    return Change(name, ends[0], ends[1], Mean(*moved))
 
 
 def _groups(prompts: Sequence[str]) -> Sequence[str] | None:

@@ -20,7 +20,7 @@ def read_eval(folder: Path) -> dict[str, Any]:
     again = f"run `rlalign eval {folder}` again"
     try:
         text = file.read_text(encoding="utf-8")
-        content = from_json(text)
+        content: dict[str, Any] = from_json(text)
         if isinstance(content, dict) and content.get("format") != FORMAT:
             number = repr(content.get("format", "no number"))
             raise ConfigError(f"{file} has format {number}, and {FORMAT} is read here; {again}")
