@@ -18,7 +18,7 @@ CONFIG = {
     "kl": {"coef": 0.1, "target": None},
     "train": {"iterations": 4, "samples": 8},
 }
-WORDS = "the rain fell on a calm sea and nobody spoke of it until morning came".split()
+WORDS = ["the", "rain", "fell", "on", "a", "calm", "sea", "and", "nobody", "spoke", "of", "it"]
 
 
 def sample(

@@ -95,8 +95,8 @@ def read_run(folder: Path, label: str, most: int) -> RunRecord:
             problems.append(str(error).removeprefix("--config "))
             return otherwise
 
-    config_text = tried(lambda: files.config_yaml.read_text(encoding="utf-8"), "")
     config = tried(lambda: read_file(files.config_yaml), {})
+    config_text = files.config_yaml.read_text(encoding="utf-8") if config else ""
     counted = tried(lambda: count_rows(files.samples_jsonl), {})
     chosen = choose(counted, most)
     has_eval = (folder / "eval.json").is_file()

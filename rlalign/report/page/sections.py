@@ -83,7 +83,8 @@ def asked_of(record: RunRecord) -> str:
     formula, notes = formula_of(record)
     rows = "".join(
         f'<tr><th scope="row">{safe(p.name)}</th><td><code>{safe(p.kind)}</code>'
-        f"<small>{safe(p.settings)}</small></td><td data-name="weight">{safe(p.weight)}</td>{plain(p.words)}</tr>"
+        f"<small>{safe(p.settings)}</small></td>"
+        f'<td data-name="weight">{safe(p.weight)}</td>{plain(p.words)}</tr>'
         for p in parts(record)
     )
     titles = ("reward", "what it measures", "weight", "what the target does")
