@@ -30,12 +30,12 @@ def report(runs: Sequence[str], out: str | None, samples: int) -> None:
         raise ConfigError(
             f"{len(folders)} runs on one page: say by --out where it goes, as in --out report.html"
         )
+    share = samples // len(folders)
+    records = [read_run(folder, label, share) for label, folder in folders.items()]
     page = Path(out).expanduser() if out else RunFolder(next(iter(folders.values()))).report_html
     if not page.absolute().parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {page.parent}; make it first")
     if page.is_dir():
         raise ConfigError(f"--out {out} is a folder; name a file in it, as {out}/report.html")
-    share = samples // len(folders)
-    records = [read_run(folder, label, share) for label, folder in folders.items()]
     write_atomically(page, document(records, samples))
     print(f"report  {visible(str(page))}")

@@ -197,7 +197,7 @@ def check_rlalign(arguments):
         load_config(PPORun, settings, default="my_run.yaml")
     elif name == "sweep":
         assert read_sweep(Path(rest[0])) and set(rest[1:]) <= {"--local"}
-    elif name == "compare":
+    elif name in ("compare", "report"):
         assert name in typer.main.get_command(cli.app).commands and rest
     elif "|" in arguments:  # a list of commands, as in `rewards list | show | probe`
         assert {rest[0], *arguments[3::2]} <= set(group("rewards").commands)

@@ -17,5 +17,6 @@ def write_report(folder: RunFolder) -> None:
     try:
         record = read_run(folder.path, folder.name, SAMPLES)
         write_atomically(folder.report_html, document([record], SAMPLES))
+        logger.info("the run as a page: %s", folder.report_html)
     except Exception as error:
         logger.warning("no report.html was written: %s", error)

@@ -23,7 +23,7 @@
     const unpacked = JSON.parse(await new Response(stream).text());
     packed.remove();
     if (!unpacked.rows.length) {
-      notice.textContent = "The run has recorded no samples.";
+      notice.textContent = "There are no samples in this page.";
       return null;
     }
     notice.hidden = true;
