@@ -36,7 +36,7 @@ def formula_of(record: RunRecord) -> tuple[str, list[str]]:
     target = record.about.get("target")
     formula = target.get("formula") if isinstance(target, Mapping) else None
     lines = str(formula).split("\n") if isinstance(formula, str) else [""]
-    return lines[0], [line.strip() for line in lines[1:]]
+    return lines[0], list(dict.fromkeys(line.strip() for line in lines[1:]))
 
 
 def in_words(record: RunRecord) -> str:
@@ -75,7 +75,8 @@ def parts(record: RunRecord) -> list[Asked]:
 
 def part(record: RunRecord, name: str, entry: Mapping[str, Any]) -> Asked:
     own = {k: v for k, v in entry.items() if k not in ENTRY_KEYS}
-    own |= {k: entry[k] for k in ("threshold", "scale", "clip") if entry.get(k) is not None}
+    usual = {"threshold": None, "scale": 1.0, "clip": None}
+    own |= {k: entry[k] for k, default in usual.items() if entry.get(k, default) != default}
     settings = ", ".join(f"{k}: {json.dumps(v, ensure_ascii=False)}" for k, v in own.items())
     kind = str(entry.get("kind", "a Python function"))
     try:

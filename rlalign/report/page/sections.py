@@ -92,7 +92,7 @@ def asked_of(record: RunRecord) -> str:
     shown = ""
     if formula:
         shown = f'<p class="formula">{with_subscripts(lines_of(formula))}</p>' + paragraphs([
-            "a is the reference as it samples, x the prompt, y the response.", *notes
+            " · ".join(["x is the prompt, y the response", *notes])
         ])  # fmt: skip
     return (
         f"<p>{safe(in_words(record), 2000)}</p>"

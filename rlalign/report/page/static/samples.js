@@ -41,7 +41,7 @@
     { name: "score", value: (row) => row.score },
     { name: "KL", value: (row) => row.kl },
     ...rewards.map((name, i) => ({ name, value: (row) => row.rewards[i], isReward: true })),
-    { name: "length", value: (row) => row.length, isWhole: true },
+    { name: "tokens", value: (row) => row.length, isWhole: true },
     { name: "iteration", value: (row) => row.iteration },
   ].filter((column) => rows.some((row) => column.value(row) !== null));
   for (const row of rows) {
@@ -241,8 +241,8 @@
     }
     return marks / Math.max(all, 1);
   };
-  // One that marks nearly every word would hide the others; it waits for the reader.
-  const marked = new Set(spanned.filter((i) => covered(i) < 0.5));
+  // One that marks much of every text would hide the others; it waits for the reader.
+  const marked = new Set(spanned.filter((i) => covered(i) < 0.3));
 
   function options(select, named) {
     select.replaceChildren(...named.map(([value, text]) => {
