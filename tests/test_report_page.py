@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compared import content, feature, known
 from hostile import TEXTS
 from reported import CONFIG, written_run
 
@@ -85,6 +86,19 @@ def test_warnings_command_versions_and_configuration_stand_on_it(run: Path, page
 def test_a_run_without_warnings_says_that_this_proves_nothing(tmp_path: Path) -> None:
     quiet = page_of(written_run(tmp_path / "quiet"))
     assert "proves nothing" in text_of(quiet, "warnings")
+
+
+def test_what_eval_measured_stands_beside_it(tmp_path: Path) -> None:
+    folder = written_run(tmp_path / "run")
+    features = {"rain": feature("weight", known(0.5), known(0.2), known(0.75))}
+    measured = content(0.5, features=features)
+    (folder / "eval.json").write_text(json.dumps(measured))
+    shown = text_of(page_of(folder), "outcome")
+    assert re.search(r"rain .* 0\.75 ± 0\.10", shown.split("ends by itself")[0])
+    assert "KL(π‖P_T), nats 3.00 ± 0.10 0.50 ± 0.10" in shown
+    assert "distinct-2 0.500 0.400" in shown.split("As rlalign eval measured it")[1]
+    (folder / "eval.json").write_text("{}")
+    assert "format &#x27;no number&#x27;" in page_of(folder)  # said, and the rest is shown
 
 
 def test_the_charts_hold_training_evaluations_and_intervals(page: str) -> None:
@@ -174,7 +188,7 @@ def test_no_text_of_a_run_ends_a_script_or_becomes_an_element(tmp_path: Path) ->
             "html", "head", "meta", "title", "body", "header", "h1", "h2", "nav", "a", "main", "p",
             "section", "div", "table", "thead", "tbody", "tr", "th", "td", "small", "code", "pre",
             "b", "ul", "li", "span", "dl", "dt", "dd", "details", "summary", "button", "label",
-            "input", "select", "option", "svg", "g", "line", "circle", "sub", "noscript", "i",
+            "input", "select", "option", "svg", "g", "line", "circle", "sub", "noscript", "i", "h3",
         }, name  # fmt: skip
         assert len(re.findall(r"<script\b", page)) == 6, name
         assert not re.search(r"[\x00-\x08\x1b\x7f\u202a-\u202e\u2066-\u2069]", bare), name

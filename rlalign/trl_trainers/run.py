@@ -168,6 +168,7 @@ class _Run:
             reward_files=config.reward_files,
             method=self.method,
         )
+        self.folder.write_run_json({"target": {"formula": str(self.session.target)}})
         self.trackers = build_trackers(
             config.trackers, self.folder, to_flat(config), redacted_yaml(config)
         )

@@ -123,9 +123,13 @@ def outcome(records: Sequence[RunRecord], found: Found) -> str:
         "responses where both had the same prompts. A bold change is one whose interval leaves out "
         "0. In the pictures grey is before, colour after."
     )
-    if any(record.yardstick for record in records):
-        said.append("The target's mean is of eval.json, ± half of its 95% interval.")
-    return tables.came_out(records, found) + paragraphs(said)
+    shown = tables.came_out(records, found) + paragraphs(said)
+    if distances := tables.measured(records):
+        shown += "<h3>As rlalign eval measured it</h3>" + distances + paragraphs([
+            "Of eval.json, like the target's means: π is the policy, a its reference, P_T the "
+            "target, ± half of a 95% interval. docs/eval.md explains each."
+        ])  # fmt: skip
+    return shown
 
 
 def of_what(record: RunRecord) -> str:

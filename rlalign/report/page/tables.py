@@ -9,7 +9,15 @@ from rlalign.report.changes import Change, Mean, change, changes
 from rlalign.report.live import duration
 from rlalign.report.markup import plain, safe
 from rlalign.report.page.record import RunRecord
-from rlalign.report.yardstick_table import DASH, places, with_error
+from rlalign.report.yardstick_table import (
+    DASH,
+    DIVERGENCES,
+    TEXTS,
+    TO_REFERENCE,
+    number,
+    places,
+    with_error,
+)
 
 WIDTH, HEIGHT = 150, 22  # of the picture beside a row
 
@@ -131,6 +139,40 @@ def picture(each: Change, run: int, scale: tuple[float, float]) -> str:
     return (
         f'<td class="dots"><svg width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{label}">'
         f"{''.join(marks)}</svg></td>"
+    )
+
+
+def measured(records: Sequence[RunRecord]) -> str:
+    """What `rlalign eval` measured beside the means: distances and diversity; or nothing."""
+    known = [(record.label, record.yardstick) for record in records if record.yardstick]
+    if not known:
+        return ""
+    rows: dict[str, list[str]] = {}
+    for _, content in known:
+        for key, title in DIVERGENCES.items():
+            both = content["to_target"][key]
+            cells = [with_error(both[of]) for of in ("reference", "policy")]
+            rows.setdefault(title, []).extend(cells)
+        for key, title in TO_REFERENCE.items():
+            rows.setdefault(title, []).extend([DASH, with_error(content["to_reference"][key])])
+        for key, title in TEXTS.items():
+            cells = [number(content["texts"][of][key]) for of in ("reference", "policy")]
+            rows.setdefault(title, []).extend(cells)
+    heads = [
+        f"{of} of {label}" if len(records) > 1 else of
+        for label, _ in known
+        for of in ("reference", "policy")
+    ]
+    head = "".join(f'<th scope="col" class="n">{safe(title)}</th>' for title in heads)
+    body = "".join(
+        f'<tr><th scope="row">{safe(title)}</th>'
+        + "".join(f'<td class="n">{safe(cell)}</td>' for cell in cells)
+        + "</tr>"
+        for title, cells in rows.items()
+    )
+    return (
+        f'<div class="wide"><table><thead><tr><td></td>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
     )
 
 

@@ -156,13 +156,15 @@ for (const button of document.querySelectorAll(".copy")) {
       const { x, y, ...more } = options(panel);
       const few = Math.max(3, Math.round(width / 70));
       if (x.isWhole) x.ticks = wholeTicks(panel, few);
-      place.replaceChildren(Plot.plot({
+      const picture = Plot.plot({
         width, height: Math.round(Math.min(0.6 * width, 230)), className: "chart",
         marginLeft: 44, marginRight: 12, marginTop: 12, marginBottom: 34,
         ariaLabel: panel.title,
         x: { ticks: few, tickSize: 0, nice: false, inset: 6, ...x },
         y: { ticks: 5, tickSize: 0, nice: true, ...y }, ...more,
-      }));
+      });
+      picture.setAttribute("role", "img");
+      place.replaceChildren(picture);
     }).observe(place);
     return host;
   }
