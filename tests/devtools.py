@@ -6,6 +6,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,14 @@ OPTIONS = [
     "--disable-background-networking", "--disable-extensions", "--remote-debugging-pipe",
 ]  # fmt: skip
 SECONDS = 120.0
+# The protocol is spoken on these descriptors.
+ON_3_AND_4 = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+for end, place in zip(ends, (3, 4)):
+    os.dup2(end, place)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Browser:
@@ -27,12 +36,10 @@ class Browser:
         assert CHROMIUM is not None
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
-        # The protocol is on the descriptors 3 and 4, and a shell can put them there.
-        shell = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
-        command = ["sh", "-c", shell, CHROMIUM, *OPTIONS, f"--user-data-dir={folder}"]
-        self._process = subprocess.Popen(
-            command, pass_fds=(theirs_in, theirs_out), stderr=subprocess.DEVNULL
-        )
+        ends = (theirs_in, theirs_out)
+        command = [sys.executable, "-c", ON_3_AND_4, *map(str, ends)]
+        command += [CHROMIUM, *OPTIONS, f"--user-data-dir={folder}"]
+        self._process = subprocess.Popen(command, pass_fds=ends, stderr=subprocess.DEVNULL)
         os.close(theirs_in)
         os.close(theirs_out)
         self._rest, self._last = b"", 0

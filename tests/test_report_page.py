@@ -35,7 +35,7 @@ def charts_in(page: str) -> dict[str, Any]:
 def text_of(page: str, section: str) -> str:
     """A section's words, as a reader sees them."""
     part = page.split(f'<section id="{section}">')[1].split("</section>")[0]
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", part)).strip()
+    return re.sub(r"[ \n]+", " ", re.sub(r"<[^>]*>", " ", part)).strip()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,10 @@ def test_the_target_is_said_in_words_and_as_a_formula(page: str) -> None:
     assert "the one whose score is 0.1 higher is to come e ≈ 2.7 times as often" in asked
     assert "rain lexical.contains words: [&quot;rain&quot;] 2 7.4 times as often" in asked
     assert "calm lexical.pattern pattern: &quot;calm&quot; 0 only measured" in asked
-    assert "P T (y|x) ∝ a(y|x) · exp( 20·rain(x, y) )" in asked and "20 = weight 2 / β" in asked
+    assert (
+        "P T (y|x) ∝ a(y|x) · exp( 20·rain(x, y) )" in asked
+        and "20\u00a0=\u00a0weight\u00a02" in asked
+    )
 
 
 def test_before_and_after_are_the_first_and_last_evaluation(run: Path, page: str) -> None:

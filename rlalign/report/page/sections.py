@@ -92,13 +92,18 @@ def asked_of(record: RunRecord) -> str:
     shown = ""
     if formula:
         shown = f'<p class="formula">{with_subscripts(lines_of(formula))}</p>' + paragraphs([
-            " · ".join(["x is the prompt, y the response", *notes])
+            " · ".join(unbroken(each) for each in ("x is the prompt, y the response", *notes))
         ])  # fmt: skip
     return (
         f"<p>{safe(in_words(record), 2000)}</p>"
         f'<div class="wide"><table class="asked"><thead><tr>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>{shown}"
     )
+
+
+def unbroken(note: str) -> str:
+    """A short note whose words stay on one line."""
+    return note if len(note) > 60 else note.replace(" ", "\u00a0")
 
 
 def with_subscripts(formula: str) -> str:

@@ -59,8 +59,8 @@ for (const button of document.querySelectorAll(".copy")) {
   const name = (run) => (run < 0 ? "before" : data.runs.length > 1 ? data.runs[run] : "after");
   const short = new Intl.NumberFormat("en", { maximumSignificantDigits: 4, useGrouping: false });
   const number = (value) => short.format(value).replace("-", "−");
-  const compact = (value) => (Math.abs(value) >= 1e4
-    ? Intl.NumberFormat("en", { notation: "compact" }).format(value) : number(value));
+  const ticks = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
+  const compact = (value) => ticks.format(value).replace("-", "−");
 
   function curves(panel) {
     const marks = [];
