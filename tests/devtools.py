@@ -84,15 +84,14 @@ class Page:
     """A tab with a file in it, loaded and run."""
 
     def __init__(self, browser: Browser, file: Path, width: int = 1400, dark: bool = False) -> None:
-        self.browser, self._started = browser, len(browser.events)
+        self.browser = browser
         self._target = browser.send("Target.createTarget", url="about:blank")["targetId"]
         attached = browser.send("Target.attachToTarget", targetId=self._target, flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
         self.resize(width)
-        scheme = "dark" if dark else "light"
-        self.prefer(scheme)
+        self.prefer("dark" if dark else "light")
         self.send("Page.navigate", url=file.as_uri())
         self.wait_for("document.readyState === 'complete'")
 
@@ -156,7 +155,4 @@ class Page:
     @property
     def asked_for(self) -> list[str]:
         """Addresses that it asked for beside its own."""
-        urls = [e["request"]["url"] for e in self.heard("Network.requestWillBeSent")]
-        return [url for url in urls if not url.startswith(("file:", "blob:", "data:"))] + urls[
-            1:
-        ] * any(url.startswith("file:") for url in urls[1:])
+        return [e["request"]["url"] for e in self.heard("Network.requestWillBeSent")][1:]

@@ -117,7 +117,6 @@ def test_nothing_of_5000_hostile_samples_acts(hostile: Page, listener: Listener)
     choose(hostile, "size", "100")
     shown = hostile.run("document.getElementById('rows').textContent")
     assert "<script>" in shown and "onerror=" in shown
-    hostile.run("document.querySelectorAll('.chart').length")
     assert hostile.run("document.documentElement.dataset.pwned") is None
     assert hostile.run("document.querySelectorAll('iframe, img, object, embed, video').length") == 0
     assert hostile.errors == [] and hostile.asked_for == []
@@ -126,7 +125,6 @@ def test_nothing_of_5000_hostile_samples_acts(hostile: Page, listener: Listener)
 
 
 def test_unseen_characters_are_shown_as_everywhere(hostile: Page) -> None:
-    hostile.run("document.getElementById('query').value = 'evil\\u202c'")
     choose(hostile, "query", "\\u202e" + "evil")
     hostile.wait_for(f"!{COUNT}.includes('of {MANY:,}')")
     first = hostile.run(f"{ROWS}[0].children[2].textContent")
@@ -166,7 +164,6 @@ def test_sorting_filtering_and_searching_5000_samples_do_not_lag(hostile: Page) 
         })()"""
     choose(hostile, "size", "25")
     took = hostile.run(timed)
-    print(took)
     assert set(took) == {"sort by number", "sort by text", "filter", "search", "next page"}
     # A search waits 80 ms for the next key.
     assert max(took.values()) < 200, took
