@@ -128,8 +128,7 @@ for (const button of document.querySelectorAll(".copy")) {
       }
     }
     return { marks: [...marks, Plot.ruleY([0], { stroke: "var(--soft)" }), tip(points)],
-      x: { label: null, tickFormat: compact, ...(panel.values && { ticks: panel.values }) },
-      y: { label: null, tickFormat: "%", zero: true } };
+      x: { label: null, tickFormat: compact }, y: { label: null, tickFormat: "%", zero: true } };
   }
 
   const grid = () => Plot.gridY({ stroke: "var(--line)", strokeOpacity: 1, ticks: 5 });
@@ -140,6 +139,16 @@ for (const button of document.querySelectorAll(".copy")) {
   function wholeTicks(panel, count) {
     const steps = panel.runs.flatMap(({ train, held }) => [...train, ...held].map((p) => p[0]));
     return d3.ticks(d3.min(steps), d3.max(steps), count).filter(Number.isInteger);
+  }
+
+  /** Those of the values whose labels do not meet on a picture of this width. */
+  function apart(values, width) {
+    const scale = (width - 90) / (d3.max(values) - d3.min(values));
+    return values.filter(((last) => (value) => {
+      const isApart = last === null || (value - last) * scale > 40;
+      if (isApart) last = value;
+      return isApart;
+    })(null));
   }
 
   function figure(panel, options) {
@@ -155,6 +164,7 @@ for (const button of document.querySelectorAll(".copy")) {
       drawn = width;
       const { x, y, ...more } = options(panel);
       const few = Math.max(3, Math.round(width / 70));
+      if (panel.values) x.ticks = apart(panel.values, width);
       if (x.isWhole) x.ticks = wholeTicks(panel, few);
       const picture = Plot.plot({
         width, height: Math.round(Math.min(0.6 * width, 230)), className: "chart",
