@@ -15,6 +15,7 @@ from rlalign.report.page.tables import changes_of
 STATIC = Path(__file__).parent / "static"
 LIBRARIES = ("d3.min.js", "plot.umd.min.js")
 SCRIPTS = ("report.js", "samples.js")
+NAMED = 4  # runs whose names make a title
 # Plot puts a style sheet into each picture; with its class fixed it is always this one.
 PLOTS_STYLE = "sha256-zrfVyvY1E/5V+DXZunsRZW8XTqTsuIZzp8dBDThhSn8="
 
@@ -22,7 +23,8 @@ PLOTS_STYLE = "sha256-zrfVyvY1E/5V+DXZunsRZW8XTqTsuIZzp8dBDThhSn8="
 def document(records: Sequence[RunRecord], most: int) -> str:
     """The page, with at most `most` samples in it."""
     found = [changes_of(record) for record in records]
-    title = ", ".join(record.label for record in records)
+    labels = [record.label for record in records]
+    title = ", ".join(labels) if len(labels) <= NAMED else f"{len(labels)} runs"
     parts = {
         "asked": ("What was asked", sections.asked(records)),
         "outcome": ("What came out", sections.outcome(records, found)),
@@ -39,7 +41,7 @@ def document(records: Sequence[RunRecord], most: int) -> str:
         for name, (t, part) in parts.items()
     )
     drawn = {
-        "runs": [record.label for record in records],
+        "runs": labels,
         "curves": charts.curves(records),
         "frontiers": charts.frontiers(records, found),
         "histograms": charts.histograms(records),
