@@ -106,12 +106,20 @@ def read_run(folder: Path, label: str, most: int) -> RunRecord:
         config=config,
         config_text=config_text,
         about=tried(lambda: read_json(files.run_json), {}),
-        metrics=tried(lambda: read_metrics(files.metrics_jsonl), []),
+        metrics=tried(lambda: [*numbers(read_metrics(files.metrics_jsonl))], []),
         rows=tried(lambda: list(read_rows(files.samples_jsonl, chosen)), []),
         counted=counted,
         yardstick=tried(lambda: read_eval(folder), None) if has_eval else None,
         problems=problems,
     )
+
+
+def numbers(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, float]]:
+    """The rows with nothing but finite numbers, those that say of which iteration they are."""
+    for row in rows:
+        kept = {k: x for k, value in row.items() if (x := as_number(value)) is not None}
+        if "iteration" in kept:
+            yield kept
 
 
 def count_rows(file: Path) -> dict[Key, int]:
