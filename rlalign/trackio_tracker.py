@@ -5,6 +5,7 @@ it takes every failure for a warning, so that a run could not say that nothing w
 leaves the machine; `trackio sync` uploads it where that is wanted.
 """
 
+import logging
 import math
 import os
 import re
@@ -17,6 +18,8 @@ from typing import Any
 
 from rlalign.files import encodable
 from rlalign.runs import RunFolder
+
+logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 TEXTS = ("prompt", "response", "reference_response")
@@ -57,6 +60,7 @@ class TrackioTracker:
         }
         about = {"project": self._project, "id": self._id, "dir": str(TRACKIO_DIR)}
         run.write_run_json({"trackio": about})
+        logger.info("Trackio: trackio show --project %s", self._project)
 
     def log(self, step: int, stats: Mapping[str, float]) -> None:
         kept = {key: value for key, value in stats.items() if math.isfinite(value)}
@@ -100,8 +104,13 @@ def sample_table(rows: Sequence[Row]) -> dict[str, Any]:
     names = sorted({name for row in rows for name in row.get("rewards") or {}})
     cells = [
         {key: encodable(str(row.get(key) or "")) for key in TEXTS if any(key in r for r in rows)}
-        | {"score": row.get("score"), "kl": row.get("kl")}
-        | {f"reward/{name}": (row.get("rewards") or {}).get(name) for name in names}
+        | {"score": _rounded(row.get("score")), "kl": _rounded(row.get("kl"))}
+        | {f"reward/{name}": _rounded((row.get("rewards") or {}).get(name)) for name in names}
         for row in rows
     ]
     return {"_type": "trackio.table", "_value": cells}
+
+
+def _rounded(value: object) -> float | None:
+    """A number as short as a table wants it."""
+    return round(value, 4) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -191,8 +191,9 @@ class Watch:
         iterations = _at(config, "train", "iterations")
         self.view.iterations = iterations if isinstance(iterations, int) else 0
         named = config.get("rewards")
-        names = reward_names(rows[0]) if rows else []
-        self.view.names = names or (list(map(str, named)) if isinstance(named, dict) else [])
+        names = list(map(str, named)) if isinstance(named, dict) else []
+        given = reward_names(rows[0]) if rows else []  # from Python, beside the configuration's
+        self.view.names = list(dict.fromkeys([*names, *given]))
         self._split = "eval" if _at(config, "eval", "every") else "train"
 
     def _now(self) -> str:
