@@ -79,7 +79,7 @@ def test_a_finished_run_is_shown_with_its_end_and_its_exit_code(run, capsys):
     assert "iteration   score      space       said     KL" in shown
     assert re.search(r"dull words at 0 +bright words at 6", shown)
     assert re.search(r"score +0\.000 +3\.000 +\+3\.000", shown)
-    assert "99.0 tokens/s (median), 12s in all" in shown
+    assert "99.00 tokens/s (median), 12s in all" in shown
     assert re.search(r"metrics +runs/mine/metrics.jsonl\n", shown)
     assert re.search(r"status +done\nexit code +0: done\n$", shown)
 
