@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -24,8 +25,8 @@ def main(run: str | None, wait: bool = False, once: bool = False, rows: int = 20
     """Show a run until it ends, and return its exit code; 0 of one that is left running."""
     try:
         folder = find(run) if not wait else waited_for(run)
-        watch = Watch(folder, rows)
-        return watch.once() if once else watch.follow()
+        with closing(Watch(folder, rows)) as watch:
+            return watch.once() if once else watch.follow()
     except KeyboardInterrupt:
         say("no longer watching; the run goes on")
         return 130
@@ -133,6 +134,10 @@ class Watch:
                 run = self.folder.read_run_json()  # before the rows: no more come after its end
                 self._poll()
         return self._end(run)
+
+    def close(self) -> None:
+        self._metrics.close()
+        self._samples.close()
 
     # -- rows
 

@@ -80,6 +80,9 @@ class Metrics:
         kept = rows_in(lines[:same])
         return rows_in(lines[same:]), (kept[-1]["iteration"] if kept else 0) if is_back else None
 
+    def close(self) -> None:
+        self._lines.close()
+
 
 def rows_in(lines: Sequence[bytes]) -> list[Row]:
     """The rows of an iteration among the lines; what is damaged is left out."""
