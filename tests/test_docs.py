@@ -199,6 +199,8 @@ def check_rlalign(arguments):
         assert read_sweep(Path(rest[0])) and set(rest[1:]) <= {"--local"}
     elif name in ("compare", "report"):
         assert name in typer.main.get_command(cli.app).commands and rest
+    elif name == "watch":
+        assert cli.main([*arguments, "--help"]) == 0
     elif "|" in arguments:  # a list of commands, as in `rewards list | show | probe`
         assert {rest[0], *arguments[3::2]} <= set(group("rewards").commands)
     else:

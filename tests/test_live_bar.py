@@ -51,7 +51,7 @@ PRINTED = {
     "logging.getLogger('y').addHandler(logging.StreamHandler()); "
     "logging.getLogger('y').info('one made within')": "one made within",
     "warnings.warn('a library')": "<string>:1: UserWarning: a library",
-    "sys.stderr.write('\\r10%'); sys.stderr.write('\\r100%\\n')": "100%",
+    "sys.stderr.write('\\r10% of it'); sys.stderr.write('\\r100%\\n')": "100%",
     "print('w' * 100)": "w" * 80,
     "print('\\x1b[31mred\\x1b[0m \\x1b[2Jcleared')": "red cleared",
 }
