@@ -53,7 +53,9 @@ class Progress:
         bar = min(max(width - cell_len(before + after) - 1, 0), LONGEST)
         yield Text(before[:width] + " " * (bar > 0), end="", style="bold")
         if bar:
-            yield ProgressBar(total=max(self.total, 1), completed=self.done, width=bar)
+            yield ProgressBar(
+                max(self.total, 1), self.done, bar, complete_style="green", finished_style="green"
+            )
         yield Text(after, end="")
 
     def _parts(self) -> Iterator[tuple[str, str]]:
