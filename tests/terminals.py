@@ -28,7 +28,7 @@ class Seen:
     screen: pyte.HistoryScreen = field(init=False)
 
     def __post_init__(self) -> None:
-        self.screen = pyte.HistoryScreen(self.columns, LINES, history=1000, ratio=1)
+        self.screen = pyte.HistoryScreen(self.columns, LINES, history=10_000, ratio=1)
         self.stream = pyte.ByteStream(self.screen)
 
     @property
