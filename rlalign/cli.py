@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from rlalign.commands import reading, rewards, starting, sweeping, training
+from rlalign.commands import reading, rewards, starting, sweeping, training, trying
 from rlalign.terminal import printable
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     invoke_without_command=True,
 )
-for commands in (training.app, reading.app, sweeping.app, starting.app):
+for commands in (training.app, reading.app, trying.app, sweeping.app, starting.app):
     app.add_typer(commands)  # without a name: they stand beside each other
 app.add_typer(rewards.rewards_app, name="rewards")
 

@@ -63,9 +63,9 @@ def score_rollout(
     raw = torch.as_tensor(output.score, dtype=torch.float32)
     finished = rollout.finished.cpu()
     score = potential(raw, finished, section)  # (B,)
-    of_spans = output.spans if section.credit == "spans" else ()
-    spans = [clipped_spans(sample, section.clip) for sample in of_spans]
-    token_rewards = place_credit(rollout, score.to(device), spans, tokenizer)
+    spans = [clipped_spans(sample, section.clip) for sample in output.spans]
+    paid = spans if section.credit == "spans" else ()
+    token_rewards = place_credit(rollout, score.to(device), paid, tokenizer)
     log_potential = torch.zeros(len(rollout), dtype=torch.float64)
     features = log_potential.new_zeros(len(rollout), 0)
     if target is not None:
@@ -83,6 +83,8 @@ def score_rollout(
         failures=dict(output.skipped),
         weights=dict(output.weights),
         logged=logged,
+        spans=spans,
+        own_spans=output.own_spans,
     )
 
 

@@ -20,6 +20,7 @@ LAYERS = [
         "settings.reward_settings",
         "config",
         "trust",
+        "columns",
     }
     | {
         "settings.fields",
@@ -78,6 +79,7 @@ LAYERS = [
         f"report.{name}"
         for name in (
             "visible",
+            "marked",
             "live",
             "card",
             "plots",
@@ -114,7 +116,11 @@ LAYERS = [
         "doctor.command",
         "cli",
     }
-    | {f"commands.{name}" for name in ("training", "reading", "sweeping", "starting", "rewards")}
+    | {f"trying.{name}" for name in ("asked", "drawing", "shown", "talking", "sample")}
+    | {
+        f"commands.{name}"
+        for name in ("training", "reading", "trying", "sweeping", "starting", "rewards")
+    }
     | {"__main__", "__init__"},
 ]
 FILES = sorted([*(ROOT / "rlalign").rglob("*.py"), *(ROOT / "rewards").rglob("*.py")])
