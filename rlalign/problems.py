@@ -23,6 +23,10 @@ class ConfigError(ValueError):
     """A configuration is wrong; each line names a setting, its value, the rule and the fix."""
 
 
+class HubError(RuntimeError):
+    """The model hub could not be reached, or refused; the message says what to do."""
+
+
 class Problems:
     """Messages by setting, in the order found; the first about a setting stays."""
 

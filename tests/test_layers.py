@@ -40,6 +40,7 @@ LAYERS = [
         "packing",
         "sizes",
         "files",
+        "new_folder",
         "heap",
         "batches",
         "divergences",
@@ -82,6 +83,7 @@ LAYERS = [
             "marked",
             "live",
             "card",
+            "exported_card",
             "plots",
             "yardstick_picture",
             "compare_page",
@@ -116,7 +118,10 @@ LAYERS = [
         "doctor.command",
         "cli",
     }
-    | {f"trying.{name}" for name in ("asked", "drawing", "shown", "talking", "sample")}
+    | {
+        f"trying.{name}"
+        for name in ("asked", "drawing", "shown", "talking", "sample", "export", "push")
+    }
     | {
         f"commands.{name}"
         for name in ("training", "reading", "trying", "sweeping", "starting", "rewards")

@@ -1,6 +1,6 @@
 """`rlalign sample`, `export`, `push`: a trained model in use."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -77,3 +77,49 @@ def sample(
         settings=tuple(context.args),
     )
     raise typer.Exit(run_it(asked))
+
+
+AsAdapter = Annotated[
+    bool,
+    typer.Option(
+        "--adapter/--merged",
+        help="The adapter alone, or (the default) its base with it merged in: a whole model.",
+    ),
+]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"],
+    typer.Option("--dtype", help="Of whole weights; float32 computes what was trained."),
+]
+
+
+@app.command(epilog="Example: rlalign export runs/quickstart my-model --dtype bfloat16")
+def export(
+    run: Annotated[str, typer.Argument(help="A run's folder, or a checkpoint's.")],
+    out: Annotated[str, typer.Argument(help="The folder that is made; it must not be there yet.")],
+    adapter: AsAdapter = False,
+    dtype: Dtype = "float32",
+    trust: Trust = False,
+) -> None:
+    """Write the trained model as a plain Hugging Face folder, with tokenizer and model card."""
+    from rlalign.trying.export import Wish
+    from rlalign.trying.export import main as run_it
+
+    raise typer.Exit(run_it(Wish(run, adapter, dtype, trust), out))
+
+
+@app.command(epilog="Example: rlalign push runs/quickstart my-name/cheerful-sky --private")
+def push(
+    run: Annotated[str, typer.Argument(help="A run's folder, or a checkpoint's.")],
+    repo_id: Annotated[str, typer.Argument(help="USER/NAME on the hub; made where it is new.")],
+    private: Annotated[bool, typer.Option("--private", help="Only you may see a new one.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Upload without asking first.")] = False,
+    adapter: AsAdapter = False,
+    dtype: Dtype = "float32",
+    trust: Trust = False,
+) -> None:
+    """Upload the trained model to the Hugging Face hub, after showing what would go there."""
+    from rlalign.trying.export import Wish
+    from rlalign.trying.push import Upload
+    from rlalign.trying.push import main as run_it
+
+    raise typer.Exit(run_it(Wish(run, adapter, dtype, trust), Upload(repo_id, private, yes)))
