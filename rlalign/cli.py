@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 2 configuration, 4 resources, 5 reward."""
     from rewards.contract import RewardConfigError, RewardError
     from rewards.embedded import EmbeddedError
+    from rlalign.files import DiskError
     from rlalign.problems import ConfigError
 
     try:
@@ -42,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), 4)
     except RewardError as error:
         return _fail(str(error), 5)
+    except DiskError as error:
+        from rlalign.exits import exit_code
+
+        return _fail(str(error), exit_code(error))
     except TyperException as error:
         return _fail(f"rlalign: {error.format_message()} (`rlalign --help` lists the commands)", 2)
     except typer.Abort:

@@ -61,7 +61,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 file.chmod((0o777 if file.is_dir() else 0o666) & ~mask)
                 fsync(file)
             fsync(writing)
-            os.rename(writing, path.absolute())  # onto an empty folder, too
+            if path.is_dir():  # empty, and perhaps where somebody stands
+                for file in sorted(writing.iterdir()):
+                    os.rename(file, path / file.name)
+                fsync(path)
+            else:
+                os.rename(writing, path)
             fsync(path.absolute().parent)
         finally:
             shutil.rmtree(writing, ignore_errors=True)

@@ -107,6 +107,7 @@ LAYERS = [
     {"trl_trainers.rewards", "trl_trainers.settings", "trl_trainers.record"},
     {"doctor.demand", "doctor.probe_time"},
     {f"sweeps.{name}" for name in ("parameters", "file", "child", "queue", "worker", "command")},
+    {"project.making"},
     {"methods", "run_method", "dpg", "reinforce"}
     | {
         "api",
