@@ -60,12 +60,10 @@ def score_rollout(
         with watched():
             output = reward_set(*texts, columns, iteration, fitted, seed)
     reference = reference_logprobs(*asked) if ahead is None else ahead.result()
-    raw = torch.as_tensor(output.score, dtype=torch.float32)
-    finished = rollout.finished.cpu()
+    raw, finished = torch.as_tensor(output.score, dtype=torch.float32), rollout.finished.cpu()
     score = potential(raw, finished, section)  # (B,)
     spans = [clipped_spans(sample, section.clip) for sample in output.spans]
     paid = spans if section.credit == "spans" else ()
-    token_rewards = place_credit(rollout, score.to(device), paid, tokenizer)
     log_potential = torch.zeros(len(rollout), dtype=torch.float64)
     features = log_potential.new_zeros(len(rollout), 0)
     if target is not None:
@@ -76,7 +74,7 @@ def score_rollout(
         rewards=torch.as_tensor(output.values, dtype=torch.float64),
         valid=torch.as_tensor(output.valid, dtype=torch.bool, device=device),
         score=score.to(device),
-        token_rewards=token_rewards,
+        token_rewards=place_credit(rollout, score.to(device), paid, tokenizer),
         ref_logprobs=reference,
         log_potential=log_potential.to(device),
         features=features,

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from forked import ended, fork
 from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from tried_run import trained
 
@@ -110,6 +112,21 @@ def test_reward_files_of_the_run_are_not_run(place: Path, tmp_path: Path) -> Non
     finally:
         config.write_text(before)
     assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("run", "form"), [("lora", "--merged"), ("lora", "--adapter"), ("whole", "--merged")]
+)
+def test_weights_that_are_missing_are_not_made_up(
+    place: Path, tmp_path: Path, run: str, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(place / run, tmp_path / "run")
+    (file,) = [f for f in (tmp_path / "run/model").glob("*model.safetensors")]
+    weights = load_file(file)
+    save_file(dict(list(weights.items())[1:]), file, metadata={"format": "pt"})
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), form]) == 3
+    assert "its files lack the weights" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def names(tmp_path: Path) -> dict[str, tuple[str, str]]:

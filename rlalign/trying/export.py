@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rewards.classifiers import first_line
 from rlalign.checkpoints.folder import CheckpointError, load_checkpoint
@@ -17,7 +17,7 @@ from rlalign.exits import run_safely
 from rlalign.files import DiskError, write_atomically
 from rlalign.measure import method_of, recorded_method, run_of
 from rlalign.methods import METHODS
-from rlalign.models import build_policy, load_lm, load_tokenizer
+from rlalign.models import adapted_lm, build_policy, complete_lm, load_lm, load_tokenizer
 from rlalign.new_folder import ADVICE, new_folder, whole_folder
 from rlalign.report.card import write_model_card
 from rlalign.report.exported_card import exported_card
@@ -144,9 +144,9 @@ def trained_model(source: Path, config: RunConfig, wish: Wish) -> Any:
         lm: Any = policy.lm
     elif is_adapter(source):
         base: Any = load_lm(model.model_copy(update={"lora": None}), cpu)
-        lm = PeftModel.from_pretrained(base, source)
+        lm = adapted_lm(base, source)
     else:
-        lm = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        lm = complete_lm(str(source), dtype=torch.float32)
     if isinstance(lm, PeftModel) and not wish.as_adapter:
         # In float32: merging into rounded weights would move the model by some hundredths of a nat.
         lm = lm.merge_and_unload()
