@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from transformers import AutoTokenizer
 from tried_run import REWARD, trained
 
+from rewards import embedded
 from rewards.contract import Span
 from rlalign.cli import main
 from rlalign.trying import shown
@@ -131,6 +133,24 @@ def test_files_of_prompts_bring_their_columns_and_the_command_line_the_rest(
         capsys, Path("glass-tiny"), f"--config={config}", f"--prompts={tmp_path / 'p.txt'}", columns
     )
     assert [row["prompt"] for row in rows[::2]] == ["Alice", "The Queen"]
+
+
+def test_conversations_go_through_the_chat_template_as_in_training(
+    tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chatty = tmp_path / "chatty"
+    shutil.copytree(embedded.path("glass-tiny"), chatty)
+    special = AutoTokenizer.from_pretrained(chatty)("").input_ids  # what plain text begins with
+    start = "{{ bos_token }}" if special else ""
+    template = "{% for m in messages %}" + start + "Said {{ m['content'] }}: {% endfor %}"
+    (chatty / "chat_template.jinja").write_text(template)
+    file = tmp_path / "p.jsonl"
+    file.write_text(json.dumps({"prompt": [{"role": "user", "content": "Alice"}]}) + "\n")
+    common = [f"--config={run / 'config.yaml'}", f"--model.name={chatty}", "--samples=2"]
+    as_text = sampled(capsys, chatty, *common, "--prompt=Said Alice: ")
+    for more in (["--prompt=Alice", "--prompts.chat"], [f"--prompts={file}"]):
+        rows = sampled(capsys, chatty, *common, *more)
+        assert texts(rows) == texts(as_text, prompt="Said Alice: ") and len(texts(rows)) == 2
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,21 @@ from rlalign.terminal import printable
 # What is written, by its name among the templates. Those that are Python end in .in, so that
 # nothing takes them for modules of this package.
 TEMPLATES: Mapping[str, str] = {
-    "README.md": "README.md",
     "my_rewards.py": "my_rewards.py.in",
     "test_my_rewards.py": "test_my_rewards.py.in",
     "prompts.jsonl": "prompts.jsonl",
     "config.yaml": "config.yaml",
     "sweep.yaml": "sweep.yaml",
+    "README.md": "README.md",
     ".gitignore": "gitignore",
+}
+ABOUT: Mapping[str, str] = {
+    "my_rewards.py": "the reward: what a response is worth",
+    "test_my_rewards.py": "its test",
+    "prompts.jsonl": "what the model is asked to continue",
+    "config.yaml": "the model, the rewards' weights, how long",
+    "sweep.yaml": "the same for several settings at once",
+    "README.md": "what each command does",
 }
 NEXT = (
     "rlalign rewards test my_rewards.py",
@@ -45,7 +53,7 @@ def template_text(name: str) -> str:
 
 def told(path: Path) -> str:
     """What is there now, and what to type."""
-    shown = [f"made {path}: {', '.join(TEMPLATES)}", "", "next"]
+    files = [f"  {name:<20} {about}" for name, about in ABOUT.items()]
     into = [] if path.absolute() == Path.cwd() else [f"cd {shlex.quote(str(path))}"]
-    shown += [f"  {line}" for line in (*into, *NEXT)]
-    return printable("\n".join([*shown, "", "README.md there says what each of them does"]))
+    lines = [f"  {line}" for line in (*into, *NEXT)]
+    return printable("\n".join([f"made {path}", *files, "", "next", *lines]))

@@ -72,7 +72,7 @@ def pair(given: Pair, of: Console, *, samples: int = 1, with_prompt: bool = True
 
 def heading(one: Tried, which: str) -> Text:
     name = one.row["drawn_by"]
-    return Text(name, style=STYLES[name]).append(which, style="not bold dim")
+    return Text.assemble((name, STYLES[name]), (which, "dim"))
 
 
 def response(one: Tried, coloured: bool) -> RenderableType:
