@@ -47,6 +47,7 @@ def test_a_merged_model_computes_what_base_and_adapter_do(place: Path, tmp_path:
     merged = logits_of(tmp_path / "out")
     torch.testing.assert_close(merged, policy, rtol=0, atol=1e-5)
     assert (merged - base).abs().max() > 0.01
+    assert not (tmp_path / "out/adapter_config.json").exists()  # which transformers would follow
 
 
 def test_a_checkpoint_is_exported_as_the_run_that_ended_with_it(

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import yaml
 
@@ -46,6 +47,7 @@ def trained(folder: Path, name: str = "run", **sections: Any) -> Path:
         settings[section] = given if whole else {**settings.get(section, {}), **given}
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(settings))
     config = from_mapping(METHODS["ppo"].run_model, settings)
-    with Session(config) as session:
+    without_plots = patch("rlalign.loop.draw_plots")  # they take longer than the training
+    with without_plots, Session(config) as session:
         train(Trainer(session, METHODS["ppo"].objective(config)), quiet=True)
     return folder / name
