@@ -125,7 +125,7 @@ class ScoredRollout:
     weights: Mapping[str, float] = field(default_factory=dict)
     logged: Logged = field(default_factory=Logged)  # by rewards that are written for TRL
     spans: Sequence[Sequence[Span]] = ()  # (B,) of the score, wherever `score.credit` pays it
-    own_spans: Sequence[Sequence[Sequence[Span]]] = ()  # (R, B) in each reward's own units
+    own_spans: Sequence[Sequence[Sequence[Span]]] = ()  # (R, B), as the rewards returned them
 
     def __len__(self) -> int:
         return len(self.rollout)

@@ -202,7 +202,7 @@ def check_rlalign(arguments):
         if typed:  # in a heading there is the name alone
             settings = group(name).make_context(name, typed).args
             load_config(PPORun, settings, default="experiments/quickstart.yaml")
-    elif name == "compare":
+    elif name in ("compare", "report"):
         assert name in typer.main.get_command(cli.app).commands and rest
     elif "|" in arguments:  # a list of commands, as in `rewards list | show | probe`
         assert {rest[0], *arguments[3::2]} <= set(group("rewards").commands)

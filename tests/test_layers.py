@@ -93,6 +93,11 @@ LAYERS = [
             "configuration_page",
             "rewards_page",
             "rewards_notes",
+            "markup",
+            "changes",
+            "eval_file",
+            *(f"page.{name}" for name in ("record", "asked", "charts", "tables", "embedded")),
+            *("page.sections", "page.document", "page.at_end"),
         )
     },
     {
@@ -115,6 +120,7 @@ LAYERS = [
         "reward_model",
         "measure",
         "compare",
+        "reporting",
         "trl_trainers.run",
         "doctor.command",
         "cli",

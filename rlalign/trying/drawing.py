@@ -109,20 +109,15 @@ def tried(
         torch.where(mask, x, 0.0).double().sum(1).cpu() for x in (own, scored.ref_logprobs)
     )
     rows = sample_rows(session.reward_set, scored, log_policy - log_reference)
-    names = session.reward_set.names
     return [
         Tried(
             {
                 "drawn_by": drawn_by,
                 "sample": i % n,
+                "spans": {},
                 **row,
                 "log_policy": float(log_policy[i]),
                 "log_reference": float(log_reference[i]),
-                "spans": {
-                    name: [[span.start, span.end, span.credit] for span in of_reward[i]]
-                    for name, of_reward in zip(names, scored.own_spans, strict=True)
-                    if of_reward[i]
-                },
             },
             scored.spans[i],
         )
