@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from rlalign.commands import reading, rewards, starting, sweeping, training
+from rlalign.commands import reading, rewards, starting, sweeping, training, trying
 from rlalign.terminal import printable
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     invoke_without_command=True,
 )
-for commands in (training.app, reading.app, sweeping.app, starting.app):
+for commands in (training.app, reading.app, trying.app, sweeping.app, starting.app):
     app.add_typer(commands)  # without a name: they stand beside each other
 app.add_typer(rewards.rewards_app, name="rewards")
 
@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 2 configuration, 4 resources, 5 reward."""
     from rewards.contract import RewardConfigError, RewardError
     from rewards.embedded import EmbeddedError
+    from rlalign.files import DiskError
     from rlalign.problems import ConfigError
 
     try:
@@ -42,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), 4)
     except RewardError as error:
         return _fail(str(error), 5)
+    except DiskError as error:
+        from rlalign.exits import exit_code
+
+        return _fail(str(error), exit_code(error))
     except TyperException as error:
         return _fail(f"rlalign: {error.format_message()} (`rlalign --help` lists the commands)", 2)
     except typer.Abort:

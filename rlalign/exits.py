@@ -13,6 +13,7 @@ from rlalign.config import ConfigError
 from rlalign.files import DiskError
 from rlalign.guard.whereabouts import HERE, Interrupted
 from rlalign.heap import is_out_of_memory
+from rlalign.problems import HubError
 from rlalign.ranks import OutOfMemory, RankFailed
 from rlalign.terminal import printable
 
@@ -35,6 +36,7 @@ class DivergedError(RuntimeError):
 
 OURS = (
     EmbeddedError,
+    HubError,
     ConfigError,
     RewardConfigError,
     RewardError,
@@ -74,7 +76,11 @@ def exit_code(error: BaseException) -> int:
         errno.EDQUOT,
         errno.EFBIG,
     )
-    return 4 if is_out_of_memory(error) or isinstance(error, EmbeddedError) or is_full else 1
+    return (
+        4
+        if is_out_of_memory(error) or isinstance(error, EmbeddedError | HubError) or is_full
+        else 1
+    )
 
 
 def run_safely(job: Callable[[], None]) -> int:

@@ -33,7 +33,7 @@ class DiskError(OSError):
 
 
 @contextmanager
-def writing_to(path: Path) -> Iterator[None]:
+def writing_to(path: Path, advice: str = ADVICE) -> Iterator[None]:
     """Within it a failed write is a DiskError that names `path`."""
     try:
         yield
@@ -41,7 +41,7 @@ def writing_to(path: Path) -> Iterator[None]:
         raise
     except (OSError, SafetensorError) as error:
         raise DiskError(
-            number_of(error), f"{path} could not be written: {reason_of(error)}; {ADVICE}"
+            number_of(error), f"{path} could not be written: {reason_of(error)}; {advice}"
         ) from error
 
 

@@ -56,8 +56,7 @@ def measure(
     config = configuration(folder, arguments, trust)
     for line in shared_warnings(config):  # what only training asks for is no matter here
         say(f"warning: {line}")
-    model = folder / "model" if (folder / "model").is_dir() else folder
-    source = str(model) if folder.is_dir() else run_or_model
+    source = source_of(run_or_model)
     with Session(settings_for(source, config)) as session:
         load_trained(session, source, trust)
         coef = final_coef(folder, config)
@@ -85,6 +84,13 @@ def measure(
     return content
 
 
+def source_of(run_or_model: str) -> str:
+    """What holds the weights: a run's `model/`, or what was named."""
+    folder = Path(run_or_model).expanduser()
+    model = folder / "model"
+    return str(model if model.is_dir() else folder) if folder.is_dir() else run_or_model
+
+
 def precision(session: Session) -> str:
     """In which the likelihoods were computed."""
     own = session.policy.autocast_dtype
@@ -92,27 +98,33 @@ def precision(session: Session) -> str:
     return "float32" if is_float32 else str(own).removeprefix("torch.")
 
 
-def configuration(folder: Path, arguments: Sequence[str], trust: bool = False) -> RunConfig:
+def configuration(
+    folder: Path, arguments: Sequence[str], trust: bool = False, command: str = "eval"
+) -> RunConfig:
     """`--config`'s settings, or the run's own, as those of the method that trained it.
 
     ConfigError where the run's own need `trust`.
     """
-    own = (folder.absolute().parents[1] if is_checkpoint(folder) else folder) / "config.yaml"
+    own = run_of(folder) / "config.yaml"
     has_config = any(argument.lstrip("-").partition("=")[0] == "config" for argument in arguments)
     if not has_config and not own.is_file():
         raise ConfigError(f"{folder} has no config.yaml; say by --config FILE what to measure")
     run_model = METHODS[method_of(folder)].run_model
     if has_config:
         return load_config(run_model, arguments)
-    config = from_mapping(run_model, settings_of(str(folder), own, trust), arguments)
+    config = from_mapping(run_model, settings_of(str(folder), own, trust, command), arguments)
     check_whole(config, own)
     return config
 
 
+def run_of(folder: Path) -> Path:
+    """The run's folder: of a checkpoint the one that it lies in."""
+    return folder.absolute().parents[1] if is_checkpoint(folder) else folder
+
+
 def recorded_method(folder: Path) -> str | None:
     """What run.json says that the run was trained with: ppo, dpg, grpo, …"""
-    run = folder.absolute().parents[1] if is_checkpoint(folder) else folder
-    method = RunFolder(run).read_run_json().get("method")
+    method = RunFolder(run_of(folder)).read_run_json().get("method")
     return method if isinstance(method, str) else None
 
 

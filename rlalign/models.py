@@ -140,7 +140,12 @@ def complete_lm(source: str, **options: Any) -> nn.Module:
 
 
 def merged_adapter(base: nn.Module, folder: Path) -> Any:
-    """The model with a folder's adapter merged into its weights, in place.
+    """The model with a folder's adapter merged into its weights, in place."""
+    return adapted_lm(base, folder).merge_and_unload()
+
+
+def adapted_lm(base: nn.Module, folder: Path) -> Any:
+    """The model under a folder's adapter.
 
     ValueError where the files lack some of the adapter's weights: peft only warns.
     """
@@ -148,7 +153,7 @@ def merged_adapter(base: nn.Module, folder: Path) -> Any:
     saved = load_peft_weights(str(folder), device="cpu")
     if missing := get_peft_model_state_dict(adapted).keys() - saved.keys():
         raise ValueError(lacking(missing))
-    return adapted.merge_and_unload()
+    return adapted
 
 
 def lacking(names: Iterable[str]) -> str:

@@ -27,6 +27,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written whole, or is not what was written."""
 
 
+class HubError(RuntimeError):
+    """The model hub could not be reached, or refused; the message says what to do."""
+
+
 class Problems:
     """Messages by setting, in the order found; the first about a setting stays."""
 

@@ -62,9 +62,8 @@ def score_rollout(
     reference = ahead.result() if ahead else reference_logprobs(*asked)
     finished = rollout.finished.cpu()
     score = potential(torch.as_tensor(output.score).float(), finished, section)  # (B,)
-    of_spans = output.spans if section.credit == "spans" else ()
-    spans = [clipped_spans(sample, section.clip) for sample in of_spans]
-    token_rewards = place_credit(rollout, score.to(device), spans, tokenizer)
+    spans = [clipped_spans(sample, section.clip) for sample in output.spans]
+    paid = spans if section.credit == "spans" else ()
     log_potential = torch.zeros(len(rollout), dtype=torch.float64)
     features = log_potential.new_zeros(len(rollout), 0)
     if target is not None:
@@ -75,13 +74,14 @@ def score_rollout(
         rewards=torch.as_tensor(output.values, dtype=torch.float64),
         valid=torch.as_tensor(output.valid, dtype=torch.bool, device=device),
         score=score.to(device),
-        token_rewards=token_rewards,
+        token_rewards=place_credit(rollout, score.to(device), paid, tokenizer),
         ref_logprobs=reference,
         log_potential=log_potential.to(device),
         features=features,
         failures=dict(output.skipped),
         weights=dict(output.weights),
         logged=logged,
+        spans=spans,
         own_spans=output.own_spans,
     )
 

@@ -55,8 +55,10 @@ class Session:
         prompts: Sequence[str | Mapping[str, Any]] | None = None,
         rewards: Sequence[RewardFunction] = (),
         ranks: Ranks | None = None,
+        source: str = "prompts=",
     ) -> None:
-        self.config = config
+        """`source` is what errors call the prompts that are given."""
+        self.config, self.source = config, source
         self.ranks = Ranks() if ranks is None else ranks
         threads = set_threads(config.train.threads)
         if self.ranks.device.type == "cpu":
@@ -94,10 +96,10 @@ class Session:
         config = self.config
         check_judges(config.audit, self.reward_set.names)
         for prompts_of in (self.prompts, self.eval_prompts):
-            check_columns(self.reward_set, prompts_of, self._columns(prompts_of))
+            check_columns(self.reward_set, prompts_of, self.columns_of(prompts_of))
         first = self.prompts.subset([0] * len(PROBE_TEXTS))
         seed = self.seed("probe rewards", 0)
-        self.reward_set.probe(first.texts, self._columns(first, PROBE_TEXTS), seed)
+        self.reward_set.probe(first.texts, self.columns_of(first, PROBE_TEXTS), seed)
         # The value head and LoRA start from random numbers: the same ones for the same seed.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.train.seed)
@@ -149,7 +151,7 @@ class Session:
             everything = load_prompts(section, self.tokenizer, limit)
         else:
             rows = [{section.column: p} if isinstance(p, str) else p for p in given]
-            everything = encode(rows, section, self.tokenizer, limit, "prompts=")
+            everything = encode(rows, section, self.tokenizer, limit, self.source)
         if section.eval_path is not None:
             path, setting = section.eval_path, "prompts.eval_path"
             return everything, load_prompts(section, self.tokenizer, limit, path, setting)
@@ -166,7 +168,7 @@ class Session:
             )
         return train, train
 
-    def _columns(self, prompts: PromptSet, responses: Sequence[str] = ()) -> dict[str, Any]:
+    def columns_of(self, prompts: PromptSet, responses: Sequence[str] = ()) -> dict[str, Any]:
         """What the rewards get beside prompts and responses (default: empty ones)."""
         texts = responses or [""] * len(prompts)
         quietly = {"add_special_tokens": False, "verbose": False}  # the context may be exceeded
@@ -187,10 +189,14 @@ class Session:
 
     def encode(self, prompts: Sequence[str | Mapping[str, Any]]) -> PromptBatch:
         """Prompts from outside the run's data as a batch."""
+        encoded = self.encoded(prompts)
+        return encoded.batch(range(len(encoded)), self.ranks.device)
+
+    def encoded(self, prompts: Sequence[str | Mapping[str, Any]]) -> PromptSet:
+        """The same before it is one."""
         column = self.config.prompts.column
         rows = [{column: p} if isinstance(p, str) else p for p in prompts]
-        encoded = encode(rows, self.config.prompts, self.tokenizer, self.longest_prompt, "prompts=")
-        return encoded.batch(range(len(encoded)), self.ranks.device)
+        return encode(rows, self.config.prompts, self.tokenizer, self.longest_prompt, self.source)
 
     # -- randomness and order ------------------------------------------------------------------
 

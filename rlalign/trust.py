@@ -15,7 +15,7 @@ SECRETS = ("headers", "api_key_env")
 REWARDS = ("rewards", "reward_files")
 
 
-def settings_of(run: str, file: Path, is_trusted: bool) -> dict[str, Any]:
+def settings_of(run: str, file: Path, is_trusted: bool, command: str = "eval") -> dict[str, Any]:
     """The settings in a run's `config.yaml`; ConfigError where they would run code or send texts.
 
     A configuration that the user names by `--config` is theirs and needs no such look.
@@ -25,7 +25,7 @@ def settings_of(run: str, file: Path, is_trusted: bool) -> dict[str, Any]:
     if found and not is_trusted:
         raise ConfigError(
             f"{file} would {'; '.join(found)}; if you trust whoever made this run, add --trust, as "
-            f"in `rlalign eval {run} --trust`; else name settings of your own by --config FILE"
+            f"in `rlalign {command} {run} --trust`; else name settings of your own by --config FILE"
         )
     return settings
 

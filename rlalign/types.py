@@ -124,6 +124,7 @@ class ScoredRollout:
     # as they were, of the rewards whose weight is on a schedule
     weights: Mapping[str, float] = field(default_factory=dict)
     logged: Logged = field(default_factory=Logged)  # by rewards that are written for TRL
+    spans: Sequence[Sequence[Span]] = ()  # (B,) of the score, wherever `score.credit` pays it
     own_spans: Sequence[Sequence[Sequence[Span]]] = ()  # (R, B), as the rewards returned them
 
     def __len__(self) -> int:

@@ -197,6 +197,11 @@ def check_rlalign(arguments):
         load_config(PPORun, settings, default="my_run.yaml")
     elif name == "sweep":
         assert read_sweep(Path(rest[0])) and set(rest[1:]) <= {"--local"}
+    elif name in ("sample", "export", "push", "init"):
+        typed = rest[: rest.index(">")] if ">" in rest else rest
+        if typed:  # in a heading there is the name alone
+            settings = group(name).make_context(name, typed).args
+            load_config(PPORun, settings, default="experiments/quickstart.yaml")
     elif name in ("compare", "report"):
         assert name in typer.main.get_command(cli.app).commands and rest
     elif name == "watch":

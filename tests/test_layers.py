@@ -20,6 +20,7 @@ LAYERS = [
         "settings.reward_settings",
         "config",
         "trust",
+        "columns",
     }
     | {
         "settings.fields",
@@ -39,6 +40,7 @@ LAYERS = [
         "packing",
         "sizes",
         "files",
+        "new_folder",
         "heap",
         "batches",
         "divergences",
@@ -79,7 +81,9 @@ LAYERS = [
         for name in (
             "visible",
             *("live", "live_bar", "live_text", "follow"),
+            "marked",
             "card",
+            "exported_card",
             "plots",
             "yardstick_picture",
             "compare_page",
@@ -108,6 +112,7 @@ LAYERS = [
     {"trl_trainers.rewards", "trl_trainers.settings", "trl_trainers.record"},
     {"doctor.demand", "doctor.probe_time"},
     {f"sweeps.{name}" for name in ("parameters", "file", "child", "queue", "worker", "command")},
+    {"project.making"},
     {"methods", "run_method", "dpg", "reinforce"}
     | {
         "api",
@@ -121,7 +126,14 @@ LAYERS = [
         "doctor.command",
         "cli",
     }
-    | {f"commands.{name}" for name in ("training", "reading", "sweeping", "starting", "rewards")}
+    | {
+        f"trying.{name}"
+        for name in ("asked", "drawing", "shown", "talking", "sample", "export", "push")
+    }
+    | {
+        f"commands.{name}"
+        for name in ("training", "reading", "trying", "sweeping", "starting", "rewards")
+    }
     | {"__main__", "__init__"},
 ]
 FILES = sorted([*(ROOT / "rlalign").rglob("*.py"), *(ROOT / "rewards").rglob("*.py")])

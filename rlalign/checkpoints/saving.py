@@ -12,13 +12,14 @@ import torch
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from rewards.classifiers import first_line
 from rlalign.checkpoints.folder import Checkpoint, CheckpointError
 from rlalign.checkpoints.optimizer_state import flatten_optimizer, restore_optimizer
 from rlalign.files import fsync, make_folder, writing_to
 from rlalign.session import Session
+from rlalign.settings.sections import SamplingSection
 from rlalign.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -187,18 +188,26 @@ def save_model(session: Session, folder: Path, value_head: bool = True) -> None:
             shutil.rmtree(writing, ignore_errors=True)
 
 
-def _write_model(session: Session, folder: Path, value_head: bool) -> None:
-    lm, sampling = session.policy.lm, session.config.sampling
-    base: Any = lm.get_base_model() if isinstance(lm, PeftModel) else lm
-    generation = GenerationConfig(
+def generation_settings(
+    sampling: SamplingSection, tokenizer: PreTrainedTokenizerBase
+) -> GenerationConfig:
+    """By which `generate` samples what was trained: temperature and length, no top-k, no top-p."""
+    pad = tokenizer.pad_token_id
+    return GenerationConfig(
         do_sample=True,
         temperature=sampling.temperature,
         top_k=0,
         top_p=1.0,
         max_new_tokens=sampling.max_new_tokens,
-        eos_token_id=session.tokenizer.eos_token_id,
-        pad_token_id=session.prompts.pad_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id if pad is None else pad,
     )
+
+
+def _write_model(session: Session, folder: Path, value_head: bool) -> None:
+    lm = session.policy.lm
+    base: Any = lm.get_base_model() if isinstance(lm, PeftModel) else lm
+    generation = generation_settings(session.config.sampling, session.tokenizer)
     inherited, base.generation_config = base.generation_config, generation
     try:
         lm.save_pretrained(str(folder))  # type: ignore[operator]

@@ -1,17 +1,16 @@
 """`rlalign rewards …`: list, explain, test, time, train and try out rewards."""
 
-import json
 from collections.abc import Iterator, Sequence
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlalign.columns import check_columns, parsed_columns
+from rlalign.report.marked import marked
 from rlalign.report.visible import visible
 from rlalign.reward_training import command
 from rlalign.startup import QUICKSTART
@@ -19,9 +18,8 @@ from rlalign.terminal import plain_text, printable
 
 if TYPE_CHECKING:
     from rewards.bench import Cost, NotMeasured
-    from rewards.compose import RewardEntry, RewardOutput, RewardSet
+    from rewards.compose import RewardOutput, RewardSet
     from rewards.conformance import Result
-    from rewards.contract import Span
 
 rewards_app = typer.Typer(
     help="List, explain, test, time, train and try out rewards.",
@@ -158,12 +156,12 @@ def probe(
     from rlalign.algorithms.ppo import PPORun
     from rlalign.config import load_config
 
-    given = _parsed(columns)
+    given = parsed_columns(columns)
     argv = [f"--config={config}"] if config is not None else []
     if reward_files:
         argv.append(f"--reward_files={reward_files}")
     entries = parse_entries(load_config(PPORun, argv, QUICKSTART).rewards)
-    _check_columns(given, entries)
+    check_columns(given, entries)
     rewards = RewardSet(entries)
     repeated = {name: [value] * len(texts) for name, value in given.items()}
     output = rewards([prompt] * len(texts), texts, repeated)
@@ -171,52 +169,6 @@ def probe(
     console.print(_scores_table(rewards, output, texts))
     for line in _span_lines(output, texts, is_coloured=_has_colour(console)):
         console.print(line, soft_wrap=True)
-
-
-def _parsed(columns: str) -> dict[str, Any]:
-    from rlalign.problems import ConfigError
-
-    try:
-        given = json.loads(columns)
-        reason = "it is no object"
-    except ValueError as error:
-        given, reason = None, str(error)
-    if not isinstance(given, dict):
-        raise ConfigError(
-            f'--columns {columns}: {reason}; give a JSON object such as \'{{"opening": "Once"}}\''
-        )
-    for name in ("prompts", "completions"):
-        if name in given:
-            instead = "use --prompt" if name == "prompts" else "give the texts as arguments"
-            raise ConfigError(
-                f"--columns {name}={given[name]!r}: this is no further column; {instead}"
-            )
-    return given
-
-
-def _check_columns(given: dict[str, Any], entries: "Sequence[RewardEntry]") -> None:
-    """Refuse what no reward reads, which is a misspelling, and miss what one needs."""
-    from rewards import compose, registry, schema
-    from rlalign.problems import ConfigError
-
-    specs = {entry.name: registry.get(entry.kind) for entry in entries}
-    # Built, because a parameter or a part may name a column too; no model is loaded by that.
-    needed = {entry.name: compose.build(entry, specs[entry.name]).needs for entry in entries}
-    read = {name: needed[name] | specs[name].signature.data.keys() for name in specs}
-    known = sorted(set().union(*read.values()) - {"prompts", "completions"})
-    for column in given:
-        if column not in known:
-            hint = schema.nearest(column, known, "they read")
-            raise ConfigError(
-                f"--columns {column}: no reward of the configuration reads it; {hint}"
-            )
-    for name, columns in needed.items():
-        for column in sorted(columns):
-            if column in known and column not in given:
-                raise ConfigError(
-                    f"rewards.{name} reads the data's column {column!r}; give it a value: "
-                    f"--columns '{{\"{column}\": …}}'"
-                )
 
 
 def _scores_table(rewards: "RewardSet", output: "RewardOutput", texts: Sequence[str]) -> Table:
@@ -245,28 +197,12 @@ def _span_lines(
             yield Text(f"\n{name}: {meaning}", style="bold")
         for text, spans in zip(texts, of_reward, strict=True):
             if spans and is_coloured:
-                yield _coloured(text, spans)
+                yield Text("  ").append_text(marked(text, spans))
             elif spans:
                 yield Text(f'  "{visible(text)}"')
                 for span in spans:
                     part = visible(text[span.start : span.end])
                     yield Text(f'    [{span.start}:{span.end}] {span.credit:+.3f} "{part}"')
-
-
-def _coloured(text: str, spans: "Sequence[Span]") -> Text:
-    """The text with each character in the colour of what the spans over it add up to."""
-    credit = [0.0] * len(text)
-    for span in spans:
-        for at in range(span.start, span.end):
-            credit[at] += span.credit
-    shown = Text("  ")
-    for style, part in groupby(zip(map(_style, credit), text, strict=True), itemgetter(0)):
-        shown.append(visible("".join(character for _, character in part)), style=style)
-    return shown
-
-
-def _style(credit: float) -> str:
-    return "" if credit == 0 else "bold green" if credit > 0 else "bold red"
 
 
 def _results_table(results: "Sequence[Result]") -> Table:

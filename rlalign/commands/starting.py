@@ -1,4 +1,4 @@
-"""`rlalign doctor`, `config`: before a run."""
+"""`rlalign init`, `doctor`, `config`: before a run."""
 
 import json
 from typing import Annotated
@@ -9,6 +9,17 @@ from rlalign.commands import PASS_ON
 from rlalign.startup import QUICKSTART
 
 app = typer.Typer()
+
+
+@app.command(epilog="Example: rlalign init my-project")
+def init(
+    folder: Annotated[str, typer.Argument(help="The folder that is made; nothing is overwritten.")],
+) -> None:
+    """Write a small working project: a reward with its test, prompts, settings, a README."""
+    from rlalign.project.making import init as make
+    from rlalign.project.making import told
+
+    print(told(make(folder)))
 
 
 @app.command(

@@ -76,19 +76,22 @@ class DecodeEngine:
         self,
         prompts: PromptBatch,
         n: int,
-        generator: torch.Generator,
+        generator: torch.Generator | Sequence[torch.Generator],
         sampler: Sampler = sample_inverse_cdf,
     ) -> Rollout:
         """`n` responses to each prompt, samples of one prompt side by side.
 
         The same generator gives the same responses whatever `batch_size` is, up to the rounding of
-        the forward pass.
+        the forward pass; with a generator for each prompt, whatever the other prompts are, too.
         """
         if self.policy is None:
             raise RuntimeError("DecodeEngine.generate before sync(policy)")
         total = len(prompts) * n
         # (B, T): a row's draws do not depend on which other rows are still alive.
-        uniform = torch.rand(total, self.max_new_tokens, generator=generator).to(self.policy.device)
+        own = [generator] if isinstance(generator, torch.Generator) else generator
+        share = total // len(own)
+        rows = [torch.rand(share, self.max_new_tokens, generator=each) for each in own]
+        uniform = torch.cat(rows).to(self.policy.device)
         most = self.batch_size or total
         step, at_once = max(most // n, 1), min(n, most)  # prompts; samples of one of them
         with self.policy.decoding():

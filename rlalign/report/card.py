@@ -22,6 +22,8 @@ from rlalign.settings.sections import RunConfig
 ORIGINS = {"smollm2-135m": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 GIVEN_MODEL, GIVEN_PROMPTS = "a model given from Python", "prompts given from Python"
+LOADING = "## How to load it"
+ADAPTER, LORA = "An adapter of ", "A LoRA adapter of "  # how a card of one begins
 SAMPLES = 4
 LONGEST = 400
 
@@ -67,7 +69,7 @@ def write_model_card(
             "## Warnings\n\nSigns that a reward was hacked, which the training warned of:\n\n"
             + lines
         )
-    parts.append(_how_to_load(config, name, is_adapter))
+    parts.append(how_to_load(config, name, is_adapter))
     path = folder / "README.md"
     write_atomically(path, "\n\n".join(parts) + "\n")
     return path
@@ -112,14 +114,14 @@ def _introduction(
 ) -> str:
     base = _origin(name)[0] or Path(name).name
     samples = iterations * config.train.samples
-    what = "An adapter" if is_adapter else "A full fine-tuning"
+    what = ADAPTER if is_adapter else "A full fine-tuning of "
     if config.model.lora:
-        what = "A LoRA adapter"
+        what = LORA
     prompts = prompts or f"prompts of {Path(config.prompts.path).name}"
     title = base[0].upper() + base[1:] if base == GIVEN_MODEL else base
     return (
         f"# {_safe(title)}, steered by rewards\n\n"
-        f"{what} of {_safe(base)}, trained with {method} by `rlalign`: {iterations} "
+        f"{what}{_safe(base)}, trained with {method} by `rlalign`: {iterations} "
         f"iterations of {config.train.samples} responses, {samples:,} in all, to "
         f"{_safe(prompts)}."
     )
@@ -226,7 +228,8 @@ def _samples(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, A
     return f"## Samples\n\nThe first prompts of the evaluation, not chosen.\n\n{table}"
 
 
-def _how_to_load(config: RunConfig, name: str, is_adapter: bool) -> str:
+def how_to_load(config: RunConfig, name: str, is_adapter: bool, has_value_head: bool = True) -> str:
+    """The card's last section."""
     is_nameless = is_adapter and name == GIVEN_MODEL
     loader = "PeftModel" if is_nameless else "AutoPeftModelForCausalLM"
     source = "base, folder" if is_nameless else "folder"
@@ -251,8 +254,10 @@ def _how_to_load(config: RunConfig, name: str, is_adapter: bool) -> str:
     ]
     notes = [
         "`generation_config.json` samples as in training: the same temperature and length, no "
-        "top-k or top-p. `value_head.safetensors` is the critic, which generating does not need."
+        "top-k or top-p."
     ]
+    if has_value_head:
+        notes[0] += " `value_head.safetensors` is the critic, which generating does not need."
     if stop:
         notes.append(
             "A response of the training ended at a stop string; `generate` takes them, with the "
@@ -264,7 +269,7 @@ def _how_to_load(config: RunConfig, name: str, is_adapter: bool) -> str:
             "`base_model_name_or_path` there if it lies elsewhere."
         )
     code = "\n".join(lines)
-    return "\n\n".join(["## How to load it", f"```python\n{code}\n```", *notes])
+    return "\n\n".join([LOADING, f"```python\n{code}\n```", *notes])
 
 
 def _safe(text: str) -> str:

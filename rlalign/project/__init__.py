@@ -1,0 +1,1 @@
+"""The folder that `rlalign init` writes, and what is in it."""
