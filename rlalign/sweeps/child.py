@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from rlalign.settings.schema import nearest
 
 PR_SET_PDEATHSIG = 1
 SAVING_SECONDS = 40.0  # what a run that is told to stop gets, before it is killed
+OF_AN_AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")  # an agent's own run
 KILLED, PREEMPTED = 137, 143  # exit codes; see rlalign.exits
 
 
@@ -40,7 +41,9 @@ class Child:
     locked anew. So nobody goes on in a run's folder while another still writes to it.
     """
 
-    def __init__(self, command: Sequence[str], log: BinaryIO, folder: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], log: BinaryIO, folder: Path, env: Mapping[str, str]
+    ) -> None:
         """Start it; `log` is one that `locked_log` gave, `folder` the run's own."""
         self.folder, self.log = folder, Path(log.name)
         self._run_before = _run_json(folder)
@@ -54,15 +57,13 @@ class Child:
             if os.getppid() != worker:  # it died before the kernel was asked
                 os._exit(1)
 
-        # This environment's python and accelerate, whether or not it is activated.
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         with log:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {"PATH": path},
+                env=env,
                 preexec_fn=die_with_worker,
                 start_new_session=True,  # Ctrl-C in a terminal is for the worker, which tells it
             )
@@ -98,6 +99,16 @@ class Child:
             message = message or f"killed by {signal.Signals(-code).name}"
         is_lost = code < 0 or code in (KILLED, PREEMPTED)
         return Ending(code, None, message or _last_line(self.log), is_lost)
+
+
+def trial_env(group: str) -> dict[str, str]:
+    """A trial's environment: its W&B run is off line unless asked otherwise, in the sweep's group.
+
+    `python` and `accelerate` are those of this environment, whether or not it is activated.
+    """
+    env = {name: value for name, value in os.environ.items() if name not in OF_AN_AGENT}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {"WANDB_MODE": "offline"} | env | {"WANDB_RUN_GROUP": group, "PATH": path}
 
 
 def locked_log(path: Path) -> BinaryIO | None:

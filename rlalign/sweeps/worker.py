@@ -10,7 +10,7 @@ from types import FrameType
 from typing import BinaryIO
 
 from rlalign.startup import say
-from rlalign.sweeps.child import SAVING_SECONDS, Child, Ending, locked_log
+from rlalign.sweeps.child import SAVING_SECONDS, Child, Ending, locked_log, trial_env
 from rlalign.sweeps.file import Sweep, command_line
 from rlalign.sweeps.queue import Claimed, Queue
 
@@ -79,7 +79,8 @@ class Worker:
         if "${args_json_file}" in self.sweep.command:
             json_file.write_text(json.dumps(values), encoding="utf-8")
         words = command_line(self.sweep, values, json_file)
-        return Child(words, log, self.folder / claimed.folder)
+        env = trial_env(self.folder.name)
+        return Child(words, log, self.folder / claimed.folder, env)
 
     def _follow(self, claimed: Claimed, child: Child) -> Ending:
         """Wait for its end, with signs of life to the other workers; stop it where it must."""
