@@ -107,7 +107,8 @@ LAYERS = [
     {"loop"},
     {"trl_trainers.rewards", "trl_trainers.settings", "trl_trainers.record"},
     {"doctor.demand", "doctor.probe_time"},
-    {f"sweeps.{name}" for name in ("parameters", "file", "child", "queue", "worker", "command")},
+    {f"sweeps.{name}" for name in ("parameters", "early", "file", "metrics", "child", "queue")}
+    | {f"sweeps.{name}" for name in ("worker", "command")},
     {"methods", "run_method", "dpg", "reinforce"}
     | {
         "api",

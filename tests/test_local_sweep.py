@@ -20,8 +20,9 @@ from wandb import wandb_agent
 
 from rlalign import cli
 from rlalign.sweeps import child, worker
-from rlalign.sweeps.child import Ending, locked_log, read_value
+from rlalign.sweeps.child import Ending, locked_log
 from rlalign.sweeps.file import FORMS, command_line, read_sweep
+from rlalign.sweeps.metrics import read_value
 from rlalign.sweeps.parameters import read_parameter
 from rlalign.sweeps.queue import Queue
 

@@ -2,8 +2,6 @@
 
 import ctypes
 import fcntl
-import json
-import math
 import os
 import signal
 import subprocess
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rlalign.files import FileError, read_json
-from rlalign.settings.schema import nearest
+from rlalign.sweeps.metrics import read_value
 
 PR_SET_PDEATHSIG = 1
 SAVING_SECONDS = 40.0  # what a run that is told to stop gets, before it is killed
@@ -32,6 +30,7 @@ class Ending:
     value: float | None
     message: str
     is_lost: bool = False  # killed or told to stop from outside: no fault of the trial's own
+    is_pruned: bool = False  # stopped early, because others did better
 
 
 class Child:
@@ -120,34 +119,6 @@ def locked_log(path: Path) -> BinaryIO | None:
         log.close()
         return None
     return log
-
-
-def read_value(path: Path, metric: str) -> tuple[float | None, str]:
-    """The metric's last value in metrics.jsonl; or None, and why there is none."""
-    value: Any = None
-    names: set[str] = set()
-    for row in _rows(path):
-        names |= row.keys()
-        value = row.get(metric, value)
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value), ""
-    if metric in names:
-        return None, f"the last {metric} in metrics.jsonl is {json.dumps(value)}, not a number"
-    if not names:
-        return None, "it left no metrics.jsonl with a row in it"
-    close = nearest(metric, names)
-    hint = f"; did you mean {close}?" if close else ""
-    return None, f"metrics.jsonl has no {metric}{hint}"
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    with suppress(OSError):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):
-                row = json.loads(line)
-                rows += [row] if isinstance(row, dict) else []
-    return rows
 
 
 def _run_json(folder: Path) -> dict[str, Any]:

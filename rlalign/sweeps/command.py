@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from rlalign.files import make_folder
 from rlalign.problems import ConfigError
 from rlalign.settings.run_section import RunSection
-from rlalign.startup import say
 from rlalign.sweeps.file import Sweep, command_line, read_sweep
 from rlalign.terminal import printable
 
@@ -38,8 +37,6 @@ def main(file: str, local: bool, trials: int | None, name: str | None, grace: in
     folder = ROOT / _checked_name(Path(file), name)
     total = _total(sweep, trials)
     _check_program(sweep, folder)
-    if sweep.terminates_early:
-        say("early_terminate is not applied by --local: every trial runs to its end")
     try:
         make_folder(folder)
     except OSError as error:

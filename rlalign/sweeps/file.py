@@ -12,6 +12,7 @@ from typing import Any, Literal
 from rlalign.problems import ConfigError, Problems, shown
 from rlalign.settings.overrides import read_yaml
 from rlalign.settings.schema import nearest
+from rlalign.sweeps.early import Hyperband, read_early_terminate
 from rlalign.sweeps.parameters import Choice, Parameter, Range, read_parameter
 
 METHODS = ("grid", "random", "bayes")
@@ -19,6 +20,7 @@ KEYS = (
     *("program", "command", "method", "metric", "parameters", "run_cap"),
     *("name", "description", "project", "entity", "early_terminate"),
 )
+DEFINING = ("method", "metric", "parameters", "program", "command", "early_terminate")
 DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")  # W&B's
 # The forms in which W&B puts parameters; its ${args_dict} puts their names alone.
 FORMS = (
@@ -41,7 +43,7 @@ class Sweep:
     command: tuple[str, ...]
     program: str | None
     run_cap: int | None
-    terminates_early: bool  # as the file asks
+    early: Hyperband | None  # which trials are stopped early
     definition: str  # JSON of all that a trial's result depends on
 
     def values(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,8 +114,14 @@ def read_sweep(path: Path) -> Sweep:
     cap = content.get("run_cap")
     if cap is not None and (type(cap) is not int or cap < 1):
         problems.say(f"run_cap={shown(cap)} must be a whole number above 0; it limits the trials")
+    early = None
+    if "early_terminate" in content:
+        try:
+            early = read_early_terminate(content["early_terminate"])
+        except ConfigError as error:
+            for line in str(error).splitlines():
+                problems.say(line)
     problems.raise_if_any()
-    defining = ("method", "metric", "parameters", "program", "command")
     return Sweep(
         method=method,
         metric=metric,
@@ -122,8 +130,8 @@ def read_sweep(path: Path) -> Sweep:
         command=command,
         program=None if program is None else str(program),
         run_cap=cap,
-        terminates_early="early_terminate" in content,
-        definition=json.dumps({key: content.get(key) for key in defining}, sort_keys=True),
+        early=early,
+        definition=json.dumps({k: content[k] for k in DEFINING if k in content}, sort_keys=True),
     )
 
 
