@@ -108,7 +108,8 @@ LAYERS = [
     {"trl_trainers.rewards", "trl_trainers.settings", "trl_trainers.record"},
     {"doctor.demand", "doctor.probe_time"},
     {f"sweeps.{name}" for name in ("parameters", "early", "file", "metrics", "child", "queue")}
-    | {f"sweeps.{name}" for name in ("worker", "command")},
+    | {f"sweeps.{name}" for name in ("importances", "outcome", "picture", "results", "worker")}
+    | {f"sweeps.{name}" for name in ("online", "command")},
     {"methods", "run_method", "dpg", "reinforce"}
     | {
         "api",

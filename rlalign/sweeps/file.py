@@ -51,6 +51,12 @@ class Sweep:
         return {n: each.value(drawn[n]) for n, each in self.parameters.items() if n in drawn}
 
     @property
+    def varied(self) -> list[str]:
+        """The parameters that are not the same in every trial."""
+        given = self.parameters.items()
+        return [n for n, each in given if not isinstance(each, Choice) or len(each.values) > 1]
+
+    @property
     def grid_size(self) -> int:
         return math.prod(len(_points(each)) for each in self.parameters.values())
 
@@ -92,6 +98,11 @@ def command_line(sweep: Sweep, values: Mapping[str, Any], json_file: Path) -> li
 
 def read_sweep(path: Path) -> Sweep:
     """The sweep of a file; ConfigError with all that is wrong with it, a line each."""
+    return parse_sweep(read_content(path))
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """What a sweep file says, unchecked; ConfigError where it is no mapping."""
     try:
         content = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -99,6 +110,11 @@ def read_sweep(path: Path) -> Sweep:
         raise ConfigError(f"the sweep file {path} cannot be read: {why}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"the sweep file {path} must be a mapping with method, metric, ...")
+    return content
+
+
+def parse_sweep(content: Mapping[str, Any]) -> Sweep:
+    """What a file says, checked; ConfigError with all that is wrong with it, a line each."""
     problems = Problems()
     for key in content:
         if key not in KEYS:

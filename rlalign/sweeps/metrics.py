@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from rlalign.settings.schema import nearest
 
@@ -60,7 +60,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return []
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether it is a finite number."""
     return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
 

@@ -18,17 +18,21 @@ from typing import Any
 from rlalign.problems import ConfigError
 from rlalign.sweeps.child import Ending
 from rlalign.sweeps.early import Behind
-from rlalign.sweeps.file import Sweep
+from rlalign.sweeps.file import Sweep, parse_sweep
 
 try:
     import optuna
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
     from optuna.trial import FrozenTrial, TrialState
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from rlalign.sweeps.importances import Importances, importances
 except ImportError as missing:
     raise ConfigError(
         "rlalign sweep --local needs optuna, which is not installed: pip install 'rlalign[sweeps]'"
     ) from missing
 
+FILE = "trials.sqlite"
 MOST_RETRIES = 2
 BUSY_SECONDS = 60  # that a worker waits for another to write
 
@@ -68,14 +72,15 @@ class Queue:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with self._locked():
             self._storage = RDBStorage(
-                f"sqlite:///{folder / 'trials.sqlite'}",
+                f"sqlite:///{folder / FILE}",
                 engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}},
                 heartbeat_interval=self.heartbeat,
                 grace_period=grace,
             )
+            names = optuna.get_all_study_names(self._storage)
             self._study = optuna.create_study(
                 storage=self._storage,
-                study_name=folder.name,
+                study_name=names[0] if names else folder.name,  # which may be another's now
                 direction=sweep.goal,
                 sampler=_sampler(sweep.method),
                 load_if_exists=True,
@@ -185,6 +190,12 @@ class Queue:
             reason,
         )
 
+    def importances(self) -> Importances | None:
+        """Which parameters the metric depends on, as far as the trials say."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importances(self._study)
+
     # -- what is done under the lock -----------------------------------------------------------
 
     @contextmanager
@@ -247,6 +258,23 @@ class Queue:
                 f"{folder} holds the trials of a sweep with another {changed}; give another "
                 "--name, or the file as it was"
             )
+
+
+def sweep_in(folder: Path) -> Sweep:
+    """The sweep whose trials lie in a folder, as it was begun; ConfigError where there is none."""
+    file = folder / FILE
+    if not file.is_file():
+        raise ConfigError(
+            f"{folder} holds no local sweep (it has no {FILE}); name a sweep file, or a folder "
+            "under runs/sweeps/"
+        )
+    try:
+        storage = RDBStorage(f"sqlite:///{file}")
+        names = optuna.get_all_study_names(storage)
+        attrs = optuna.load_study(study_name=names[0], storage=storage).user_attrs if names else {}
+        return parse_sweep(json.loads(attrs["sweep"]))
+    except (KeyError, ValueError, SQLAlchemyError, RuntimeError) as error:
+        raise ConfigError(f"{file} is not the record of a sweep: {error}; remove it") from error
 
 
 def _sampler(method: str) -> "optuna.samplers.BaseSampler":
