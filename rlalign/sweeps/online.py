@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import wandb
+from wandb.errors import AuthenticationError
 
 from rlalign.problems import ConfigError
 from rlalign.startup import say
@@ -35,6 +36,11 @@ def start(file: Path, content: Mapping[str, Any], trials: int | None, has_agent:
     project = os.environ.get("WANDB_PROJECT") or content.get("project") or "rlalign"
     try:
         sweep_id = wandb.sweep(dict(content), entity=entity, project=project)
+    except AuthenticationError as error:
+        raise ConfigError(
+            f"W&B does not know this account: {_first_line(error)}; `wandb login --relogin`, or "
+            f"correct WANDB_API_KEY. {local}"
+        ) from error
     except (wandb.Error, ValueError) as error:
         raise ConfigError(f"W&B did not take {file}: {_first_line(error)}; {local}") from error
     path = "/".join(filter(None, (os.environ.get("WANDB_ENTITY"), project, sweep_id)))

@@ -105,6 +105,8 @@ class Worker:
             elif told is not None and time.monotonic() - told > SAVING_SECONDS:
                 child.signal(signal.SIGKILL)
             time.sleep(LOOK_SECONDS)
+        if history.grows():  # what came since the last look: others are measured by it
+            self.queue.report(claimed, history.values)
         ending = child.ending(self.sweep.metric)
         if behind is None or not ending.is_lost:  # or it was done before it heard
             return ending
