@@ -56,8 +56,9 @@ def test_other_bad_calls_say_what_to_do(here, capsys):
     write(GOOD["parameters"])
     assert cli.main(["sweep", "no.yaml", "--local"]) == 2
     assert "the sweep file no.yaml cannot be read: No such file" in capsys.readouterr().err
-    assert cli.main(["sweep", "s.yaml"]) == 2
-    assert "rlalign sweep s.yaml needs --local" in capsys.readouterr().err
+    Path("empty").mkdir()
+    assert cli.main(["sweep", "empty"]) == 2
+    assert "empty holds no local sweep (it has no trials.sqlite)" in capsys.readouterr().err
     assert sweep("--name", "../away") == 2
     assert "--name '../away' cannot be a folder's" in capsys.readouterr().err
     assert not Path("runs").exists()

@@ -1,15 +1,20 @@
+"""The sweep files of experiments/sweeps, and what an agent sends, under the real parsers."""
+
+import json
 from pathlib import Path
 
 import pytest
 import yaml
-from small_run import SmallRun
-from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
+from rlalign.algorithms.ppo import PPORun
 from rlalign.config import from_mapping, load_config
+from rlalign.sweeps.file import FORMS, command_line, read_sweep
+from rlalign.sweeps.parameters import Choice, Range
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "experiments" / "quickstart.yaml"
-FORMS = ["args", "args_no_equals", "args_no_boolean_flags", "args_no_hyphens", "args_json"]
+FILES = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
 
 VALUES = {
     "kl.coef": 0.05,
@@ -31,12 +36,20 @@ VALUES = {
 }
 
 
+def arguments(form: str, values: dict, folder: Path) -> list[str]:
+    """What wandb's own builder makes of the values; a file where the agent writes one."""
+    made = create_sweep_command_args({"args": {k: {"value": v} for k, v in values.items()}})
+    if form != "args_json_file":
+        return made[form]
+    file = folder / "config-r1.json"
+    file.write_text(made["args_json"][0])
+    return [str(file)]
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_what_an_agent_sends_loads_to_the_same_values(form):
-    sent = {name: {"value": value} for name, value in VALUES.items()}
-    argv = create_sweep_command_args({"args": sent})[form]
-    loaded = load_config(SmallRun, argv, QUICKSTART)
-    assert loaded == from_mapping(SmallRun, QUICKSTART, VALUES)
+def test_what_an_agent_sends_loads_to_the_same_values(form, tmp_path):
+    loaded = load_config(PPORun, arguments(form, VALUES, tmp_path), QUICKSTART)
+    assert loaded == from_mapping(PPORun, QUICKSTART, VALUES)
     assert loaded.run.name == "2024" and loaded.model.name == VALUES["model.name"]
     assert loaded.sampling.stop == VALUES["sampling.stop"] and loaded.kl.target is None
     assert loaded.prompts.chat and not loaded.score.normalize and loaded.kl.horizon == 500
@@ -44,25 +57,62 @@ def test_what_an_agent_sends_loads_to_the_same_values(form):
     assert "ending" not in loaded.rewards
 
 
-def test_the_sweep_file_is_one_that_an_agent_runs_as_it_is():
-    sweep = yaml.safe_load((ROOT / "experiments" / "sweeps" / "kl.yaml").read_text())
-    assert sweep["method"] == "grid" and sweep["metric"]["goal"] in ("maximize", "minimize")
-    first = {name: {"value": spec["values"][0]} for name, spec in sweep["parameters"].items()}
-    filled = create_sweep_command_args({"args": first})
-    command = [
-        item
-        for part in create_sweep_command(sweep["command"])
-        for item in (filled[part[2:-1]] if part.startswith("${") else [part])
-    ]
-    assert command[:3] == ["accelerate", "launch", sweep["program"]]
-    config = load_config(SmallRun, command[3:], QUICKSTART)
-    assert config.kl.coef == first["kl.coef"]["value"]
-    assert config.ppo.lr == first["ppo.lr"]["value"]
+def first(parameter: object) -> object:
+    if isinstance(parameter, Choice):
+        return parameter.values[0]
+    assert isinstance(parameter, Range)
+    return parameter.low
 
 
-def test_the_sweep_file_states_numbers_that_wandb_reads_as_numbers():
-    sweep = yaml.safe_load((ROOT / "experiments" / "sweeps" / "kl.yaml").read_text())
-    for name, spec in sweep["parameters"].items():
-        assert set(spec) == {"values"}, name
-        assert all(type(value) is float for value in spec["values"]), name
-        load_config(SmallRun, [f"--{name}={value}" for value in spec["values"]], QUICKSTART)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_file_starts_the_launcher_with_settings_that_it_has(path, monkeypatch):
+    """The whole way: file, command, `accelerate launch`, parser."""
+    monkeypatch.chdir(ROOT)
+    sweep = read_sweep(path)
+    values = {name: first(each) for name, each in sweep.parameters.items()}
+    words = command_line(sweep, values, Path("unused.json"))
+    start = words.index("accelerate")
+    assert words[start : start + 3] == ["accelerate", "launch", "launch/ppo.py"]
+    assert set(words[:start]) <= {"/usr/bin/env"} and Path(sweep.program).is_file()
+    loaded = load_config(PPORun, words[start + 3 :], QUICKSTART)
+    assert loaded == from_mapping(PPORun, QUICKSTART, values)
+    assert loaded != from_mapping(PPORun, QUICKSTART, {})
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_wandb_reads_a_file_as_we_do(path):
+    """Plain YAML 1.1 takes 1e-4 for text, and so would W&B."""
+    content = yaml.safe_load(path.read_text())
+    defined = json.loads(read_sweep(path).definition)
+    assert {key: content[key] for key in defined} == defined
+    for name, spec in content["parameters"].items():
+        numbers = [
+            *spec.get("values", []),
+            *(spec[k] for k in ("value", "min", "max") if k in spec),
+        ]
+        assert all(type(number) in (int, float) for number in numbers), name
+
+
+def test_the_files_show_every_method_and_early_termination():
+    sweeps = [read_sweep(path) for path in FILES]
+    assert {sweep.method for sweep in sweeps} == {"grid", "random", "bayes"}
+    assert sum(sweep.early is not None for sweep in sweeps) == 2
+    forms = {word for sweep in sweeps for word in sweep.command if word.startswith("${args")}
+    assert len(forms) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "not a JSON mapping (it is a list)"),
+        ("{", "not a JSON mapping"),
+        (None, "it cannot be read: No such file or directory"),
+    ],
+)
+def test_a_file_of_arguments_that_is_none_is_named(text, message, tmp_path):
+    file = tmp_path / "a.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ValueError, match="unexpected argument") as refused:
+        load_config(PPORun, [str(file)], QUICKSTART)
+    assert message in str(refused.value)
