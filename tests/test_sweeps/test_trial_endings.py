@@ -3,6 +3,7 @@
 import pytest
 from local_sweeps import attempts, queue, sweep, write
 
+from rlalign.sweeps.child import trial_env
 from rlalign.sweeps.metrics import read_value
 
 
@@ -60,3 +61,16 @@ def test_another_sweep_does_not_go_on_in_the_same_folder(here, capsys):
         capsys.readouterr().err
     )
     assert sweep("--name", "other") == 0
+
+
+def test_a_trials_wandb_run_is_off_line_and_in_the_sweeps_group_unless_it_is_asked_on_line(
+    monkeypatch,
+):
+    for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID"):  # of an agent that started the sweep
+        monkeypatch.setenv(name, "another")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    env = trial_env("the-group")
+    assert (env["WANDB_RUN_GROUP"], env["WANDB_MODE"]) == ("the-group", "offline")
+    assert "WANDB_SWEEP_ID" not in env and "WANDB_RUN_ID" not in env
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert trial_env("the-group")["WANDB_MODE"] == "online"
