@@ -11,6 +11,8 @@ from rlalign.sweeps.file import Sweep
 from rlalign.sweeps.metrics import is_number, read_rows
 from rlalign.sweeps.queue import Told
 
+DIGITS = 4  # after the point, at most
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -20,7 +22,10 @@ class Measured:
     se: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.value:.4g}" + ("" if self.se is None else f" ± {self.se:.2g}")
+        if not self.se:
+            return f"{self.value:.4g}"
+        digits = min(max(1 - math.floor(math.log10(self.se)), 0), DIGITS)
+        return f"{self.value:.{digits}f} ± {self.se:.{digits}f}"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from rlalign import cli
 from rlalign.algorithms.ppo import PPORun
 from rlalign.config import load_config
 from rlalign.sweeps.child import Ending
+from rlalign.sweeps.outcome import Measured
 
 FOLDER = Path("runs/sweeps/s")
 METRIC_EVAL = METRIC | {"name": "eval/score"}
@@ -47,10 +48,25 @@ def test_the_table_marks_what_nothing_else_dominates(done, capsys):
     rows = [line.split("  ") for line in text.splitlines()]
     rows = [[cell.strip() for cell in row if cell.strip()] for row in rows]
     assert rows[0] == ["trial", "state", "eval/score", "eval/kl", "kl.coef", "folder"]
-    assert rows[1] == ["0*", "done", "2 ± 0.1", "1", "0.4", "trial-0000"]
+    assert rows[1] == ["0*", "done", "2.00 ± 0.10", "1", "0.4", "trial-0000"]
     assert [row[0] for row in rows[1:5]] == ["0*", "1", "2*", "3*"]
-    assert "best: trial 3, eval/score 5 ± 0.1 at eval/kl 9\n  kl.coef=0.1 ppo.lr=0.01" in text
+    assert "best: trial 3, eval/score 5.00 ± 0.10 at eval/kl 9\n  kl.coef=0.1 ppo.lr=0.01" in text
     assert "within two standard errors" not in text
+
+
+@pytest.mark.parametrize(
+    ("value", "se", "text"),
+    [
+        (2.9408, 0.0728, "2.941 ± 0.073"),
+        (21.27, 1.5, "21.3 ± 1.5"),
+        (1200.3, 40.0, "1200 ± 40"),
+        (-4e-6, 8e-6, "-0.0000 ± 0.0000"),
+        (0.123456, None, "0.1235"),
+        (0.0, 0.0, "0"),
+    ],
+)
+def test_a_number_has_the_digits_that_its_error_allows(value, se, text):
+    assert str(Measured(value, se)) == text
 
 
 def test_a_lead_within_the_noise_is_called_one(done, capsys):
