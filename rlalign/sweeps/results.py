@@ -85,8 +85,8 @@ def _about_importances(sweep: Sweep, found: Importances | None) -> list[str]:
         return []
     shares = ", ".join(f"{name} {share:.2f}" for name, share in found.shares.items())
     return [
-        f"importance for {sweep.metric}: {shares} ({found.method} over {found.trials} trials; "
-        "rough while they are few)"
+        f"importance for {sweep.metric}: {shares}",
+        f"  ({found.method} over {found.trials} trials; rough while they are few)",
     ]
 
 

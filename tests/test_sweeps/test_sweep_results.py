@@ -105,7 +105,7 @@ def test_importances_name_what_the_score_depends_on(here, capsys):
     shares = trials.importances()
     assert shares.method == "fANOVA" and shares.trials == 9
     assert list(shares.shares) == ["x", "y"] and shares.shares["x"] > 0.9
-    assert "importance for score: x 0.99, y 0.01 (fANOVA over 9 trials" in out(capsys)
+    assert "importance for score: x 0.99, y 0.01\n  (fANOVA over 9 trials" in out(capsys)
 
 
 def test_importances_without_scikit_learn_come_another_way(here, monkeypatch):
