@@ -109,8 +109,8 @@ LAYERS = [
     {"doctor.demand", "doctor.probe_time"},
     {f"sweeps.{name}" for name in ("parameters", "early", "file", "metrics", "child", "queue")}
     | {f"sweeps.{name}" for name in ("importances", "outcome", "picture", "results", "worker")}
-    | {f"sweeps.{name}" for name in ("online", "command")},
-    {"methods", "run_method", "dpg", "reinforce"}
+    | {"sweeps.online"},
+    {"methods", "run_method", "dpg", "reinforce", "sweeps.settings_check", "sweeps.command"}
     | {
         "api",
         "ppo",

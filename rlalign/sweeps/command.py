@@ -34,8 +34,11 @@ def main(
     if name is not None:
         raise ConfigError(f"--name {name!r} is the folder of a local sweep; add --local")
     from rlalign.sweeps.online import Unreachable, start
+    from rlalign.sweeps.settings_check import check_settings
 
     _check_program(content.get("program"), content.get("command") or DEFAULT_COMMAND)
+    if (sweep := _if_ours(content)) is not None:
+        check_settings(sweep)
     try:
         start(Path(file), content, trials, has_agent)
     except Unreachable as error:
@@ -49,12 +52,14 @@ def _run_here(
 ) -> int:
     from rlalign.sweeps.queue import Queue
     from rlalign.sweeps.results import results
+    from rlalign.sweeps.settings_check import check_settings
     from rlalign.sweeps.worker import Stopped, Worker
 
     sweep = parse_sweep(content)
     folder = ROOT / _checked_name(file, name)
     total = _total(sweep, trials)
     _check_program(sweep.program, sweep.command)
+    check_settings(sweep)
     try:
         make_folder(folder)
     except OSError as error:
@@ -69,6 +74,14 @@ def _run_here(
     text, has_value = results(queue, folder)
     print(text)
     return code or int(not has_value)
+
+
+def _if_ours(content: Mapping[str, Any]) -> Sweep | None:
+    """The sweep; None where W&B takes more than is understood here."""
+    try:
+        return parse_sweep(content)
+    except ConfigError:
+        return None
 
 
 def _show(folder: Path) -> int:

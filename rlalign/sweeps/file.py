@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -76,10 +76,16 @@ def _points(parameter: Parameter) -> list[Any]:
     return []
 
 
-def command_line(sweep: Sweep, values: Mapping[str, Any], json_file: Path) -> list[str]:
+def command_line(
+    sweep: Sweep,
+    values: Mapping[str, Any],
+    json_file: Path,
+    command: Sequence[str] | None = None,
+) -> list[str]:
     """The command of a trial with its values put in, exactly as W&B's agent does it.
 
-    `json_file` is where the values lie that ${args_json_file} is to point at.
+    `json_file` is where the values lie that ${args_json_file} is to point at; `command` is another
+    one than the sweep's.
     """
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
@@ -87,7 +93,7 @@ def command_line(sweep: Sweep, values: Mapping[str, Any], json_file: Path) -> li
     filled |= {"env": ["/usr/bin/env"], "interpreter": ["python"], "program": [sweep.program]}
     filled["args_json_file"] = [str(json_file)]
     words: list[str] = []
-    for part in create_sweep_command(list(sweep.command)):
+    for part in create_sweep_command(list(command or sweep.command)):
         macro = MACRO.fullmatch(part)
         words += filled[macro[1]] if macro else [part]
     return words

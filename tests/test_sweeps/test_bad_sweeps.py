@@ -4,9 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from local_sweeps import GOOD, METRIC, sweep, write
 
 from rlalign import cli
+from rlalign.sweeps.settings_check import our_run
+
+ROOT = Path(__file__).parents[2]
 
 BAD = [
     ({"metric": None}, "metric=None must name a metric"),
@@ -77,3 +81,42 @@ def test_without_optuna_it_says_how_to_install_it(here, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "rlalign.sweeps.worker", raising=False)
     assert sweep() == 2
     assert "pip install 'rlalign[sweeps]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"kl.cof": {"values": [0.1]}}, "kl.cof is unknown; did you mean kl.coef?"),
+        ({"rewards.sapce.weight": {"value": 1}}, "sapce"),
+        ({"kl.coef": {"values": [0.1, -1.0]}}, "kl.coef=-1.0"),  # the second value
+        ({"kl.coef": {"min": -1.0, "max": 1.0}}, "kl.coef=-1.0"),
+    ],
+)
+@pytest.mark.parametrize("way", [["--local", "--trials=2"], []], ids=["local", "on line"])
+def test_a_setting_that_no_run_has_is_refused_before_the_first_trial(
+    parameters, message, way, here, capsys, monkeypatch
+):
+    monkeypatch.chdir(ROOT)
+    file = here / "s.yaml"
+    command = ["accelerate", "launch", "launch/ppo.py", "${args_json_file}"]
+    content = GOOD | {"method": "random", "command": command, "parameters": parameters}
+    file.write_text(yaml.safe_dump(content))
+    assert cli.main(["sweep", str(file), *way]) == 2
+    assert message in capsys.readouterr().err and not Path("runs/sweeps/s").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "method"),
+    [
+        (["accelerate", "launch", "launch/dpg.py", "--a=1"], "dpg"),
+        (["/usr/bin/env", "python", "-m", "rlalign", "reinforce", "--a=1"], "reinforce"),
+        (["accelerate", "launch", "-m", "rlalign.ppo", "--a=1"], "ppo"),
+        (["python", "launch/grpo.py", "--a=1"], "grpo"),
+        (["python", "elsewhere/launch/ppo.py", "--a=1"], None),
+        (["python", "train.py", "--a=1"], None),
+        (["rlalign", "doctor", "--a=1"], None),
+    ],
+)
+def test_our_own_runs_are_known_by_their_command(words, method, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert our_run(words) == (None if method is None else (method, ["--a=1"]))
