@@ -5,15 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlalign.config import load_config
-from rlalign.methods import METHODS
 from rlalign.startup import QUICKSTART
 from rlalign.sweeps.file import Sweep, command_line
 from rlalign.sweeps.parameters import TAILS, Choice, Normal, Parameter
 
 LAUNCHER = re.compile(r"(?:.*/)?launch/(\w+)\.py|rlalign\.(\w+)")
-RUN_MODELS = {name: method.run_model for name, method in METHODS.items()}
-RUN_MODELS |= dict.fromkeys(("grpo", "rloo"), RUN_MODELS["ppo"])
+# What a method's settings are those of; TRL's trainers take a PPO run's.
+RUN_OF = {"ppo": "ppo", "dpg": "dpg", "reinforce": "reinforce", "grpo": "ppo", "rloo": "ppo"}
 
 
 def check_settings(sweep: Sweep) -> None:
@@ -23,6 +21,9 @@ def check_settings(sweep: Sweep) -> None:
     """
     if our_run(command_line(sweep, {}, Path("settings.json"))) is None:
         return
+    from rlalign.config import load_config  # seconds, which a program of others need not wait
+    from rlalign.methods import METHODS
+
     first = {name: _values(parameter)[0] for name, parameter in sweep.parameters.items()}
     trials = [first]
     for name, parameter in sweep.parameters.items():
@@ -32,7 +33,7 @@ def check_settings(sweep: Sweep) -> None:
     for values in trials:
         found = our_run(command_line(sweep, values, Path("settings.json"), words))
         if found is not None:
-            load_config(RUN_MODELS[found[0]], found[1], default=QUICKSTART)
+            load_config(METHODS[RUN_OF[found[0]]].run_model, found[1], default=QUICKSTART)
 
 
 def our_run(words: Sequence[str]) -> tuple[str, list[str]] | None:
@@ -44,7 +45,7 @@ def our_run(words: Sequence[str]) -> tuple[str, list[str]] | None:
             method, rest = words[index + 1], words[index + 2 :]
         else:
             continue
-        if method in RUN_MODELS:
+        if method in RUN_OF:
             return method, list(rest)
     return None
 
