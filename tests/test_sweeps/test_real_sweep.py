@@ -15,7 +15,7 @@ model: {name: glass-tiny, dtype: float32, lora: {r: 2}}
 prompts: {path: prompts.jsonl, eval_fraction: 0}
 sampling: {max_new_tokens: 8}
 rewards: {short: {kind: structure.word_count, min: 2, max: 6}}
-train: {iterations: 20, samples: 4, threads: 1}
+train: {iterations: 40, samples: 4, threads: 1}
 ppo: {minibatches: 1, epochs: 1}
 eval: {every: 0}
 checkpoint: {every: 10}
@@ -37,7 +37,7 @@ def test_a_real_run_that_is_stopped_with_its_worker_goes_on_and_ends_in_results(
     assert json.loads((run / "run.json").read_text())["status"] == "preempted"
     assert sweep("--name=the-group") == 0
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["iteration"] for row in rows] == list(range(1, 21))
+    assert [row["iteration"] for row in rows] == list(range(1, 41))
     table = Queue(folder, sweep_in(folder), 1, 60).table()
     assert [(t.state, t.value) for t in table] == [("failed", None), ("done", rows[-1]["score"])]
     about = json.loads((run / "run.json").read_text())
@@ -47,5 +47,5 @@ def test_a_real_run_that_is_stopped_with_its_worker_goes_on_and_ends_in_results(
     for record in records:
         assert b"the-group" in record and b"trial-0000" in record and b"kl.coef" in record
     best = load_config(PPORun, ["--config", f"{folder}/best.yaml"])
-    assert best.kl.coef == 0.1 and best.train.iterations == 20 and best.run.dir == "runs"
+    assert best.kl.coef == 0.1 and best.train.iterations == 40 and best.run.dir == "runs"
     assert f"rlalign ppo --config {folder}/best.yaml" in capsys.readouterr().out
