@@ -111,9 +111,11 @@ LAYERS = [
     {"loop"},
     {"trl_trainers.rewards", "trl_trainers.settings", "trl_trainers.record"},
     {"doctor.demand", "doctor.probe_time"},
-    {f"sweeps.{name}" for name in ("parameters", "file", "child", "queue", "worker", "command")},
+    {f"sweeps.{name}" for name in ("parameters", "early", "file", "metrics", "child", "queue")}
+    | {f"sweeps.{name}" for name in ("importances", "outcome", "picture", "results", "worker")}
+    | {"sweeps.online"},
     {"project.making"},
-    {"methods", "run_method", "dpg", "reinforce"}
+    {"methods", "run_method", "dpg", "reinforce", "sweeps.settings_check", "sweeps.command"}
     | {
         "api",
         "ppo",

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import yaml
@@ -16,6 +17,9 @@ import yaml
 from rlalign.problems import shown
 
 KEY = re.compile(r"[+-]{0,2}([A-Za-z_][\w.-]*)")
+SIGNS = re.compile(
+    r"^(?:--|\+{1,2})"
+)  # that an option begins with; W&B's forms for Hydra have a plus
 NULLS = ("null", "Null", "NULL", "~")
 DEEPEST = 50  # levels of lists and mappings; settings need six
 LONGEST_INTEGER = 1000  # digits; Python converts no more than 4300
@@ -175,8 +179,9 @@ def is_plain(value: object) -> bool:
 
 
 def parse_argv(argv: Sequence[str], sections: Collection[str]) -> CommandLine:
-    """Split `--config FILE`, `--a.b=c`, `--a.b c`, `--flag`, `a.b=c` and a JSON mapping.
+    """Split `--config FILE`, `--a.b=c`, `--a.b c`, `--flag`, `a.b=c`, `++a.b=c`, and JSON.
 
+    JSON is a mapping as it stands, or the path of a `.json` file that holds one.
     `sections` are the top-level keys: they tell `--flag model.name=x` from `--a.b text`.
     """
     line = CommandLine()
@@ -185,7 +190,10 @@ def parse_argv(argv: Sequence[str], sections: Collection[str]) -> CommandLine:
         token = rest.pop(0)
         name, equals, text = token.partition("=")
         if token.startswith("{"):
-            _read_json(token, line)
+            _read_json(token, shown(token), line)
+            continue
+        if token.endswith(".json") and not equals and not token.startswith("--"):
+            _read_json_file(token, line)
             continue
         if not KEY.fullmatch(name) or not (equals or token.startswith("--")):
             line.problems.append(_unexpected(token))
@@ -193,7 +201,7 @@ def parse_argv(argv: Sequence[str], sections: Collection[str]) -> CommandLine:
         has_value = bool(equals)
         if not has_value and rest and not _is_option(rest[0], sections):
             text, has_value = rest.pop(0), True
-        key = name.removeprefix("--")
+        key = SIGNS.sub("", name, count=1)
         if key != "config":
             value = parse_value(text) if has_value else BARE
             line.overrides.append(
@@ -215,18 +223,31 @@ def _is_option(token: str, sections: Collection[str]) -> bool:
     return bool(equals) and name.split(".")[0] in sections
 
 
-def _read_json(token: str, line: CommandLine) -> None:
+def _read_json(text: str, where: str, line: CommandLine) -> None:
     try:
-        values = json.loads(token)
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError(f"it is a {type(values).__name__}")
     except RecursionError:
         line.problems.append(
-            f"unexpected argument {shown(token)}: its lists and mappings are nested too deep"
+            f"unexpected argument {where}: its lists and mappings are nested too deep"
         )
         return
     except ValueError as error:
-        line.problems.append(f"unexpected argument {shown(token)}: not a JSON mapping ({error})")
+        line.problems.append(f"unexpected argument {where}: not a JSON mapping ({error})")
         return
     line.overrides.extend(Override(tuple(k.split(".")), v, None) for k, v in values.items())
+
+
+def _read_json_file(path: str, line: CommandLine) -> None:
+    """The settings of W&B's ${args_json_file}."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        line.problems.append(f"unexpected argument {shown(path)}: it cannot be read: {reason}")
+        return
+    _read_json(text, shown(path), line)
 
 
 def _unexpected(token: str) -> str:

@@ -2,24 +2,23 @@
 
 import ctypes
 import fcntl
-import json
-import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rlalign.files import FileError, read_json
-from rlalign.settings.schema import nearest
+from rlalign.sweeps.metrics import read_value
 
 PR_SET_PDEATHSIG = 1
 SAVING_SECONDS = 40.0  # what a run that is told to stop gets, before it is killed
+OF_AN_AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")  # an agent's own run
 KILLED, PREEMPTED = 137, 143  # exit codes; see rlalign.exits
 
 
@@ -31,6 +30,7 @@ class Ending:
     value: float | None
     message: str
     is_lost: bool = False  # killed or told to stop from outside: no fault of the trial's own
+    is_pruned: bool = False  # stopped early, because others did better
 
 
 class Child:
@@ -40,7 +40,9 @@ class Child:
     locked anew. So nobody goes on in a run's folder while another still writes to it.
     """
 
-    def __init__(self, command: Sequence[str], log: BinaryIO, folder: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], log: BinaryIO, folder: Path, env: Mapping[str, str]
+    ) -> None:
         """Start it; `log` is one that `locked_log` gave, `folder` the run's own."""
         self.folder, self.log = folder, Path(log.name)
         self._run_before = _run_json(folder)
@@ -54,15 +56,13 @@ class Child:
             if os.getppid() != worker:  # it died before the kernel was asked
                 os._exit(1)
 
-        # This environment's python and accelerate, whether or not it is activated.
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         with log:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {"PATH": path},
+                env=env,
                 preexec_fn=die_with_worker,
                 start_new_session=True,  # Ctrl-C in a terminal is for the worker, which tells it
             )
@@ -100,6 +100,16 @@ class Child:
         return Ending(code, None, message or _last_line(self.log), is_lost)
 
 
+def trial_env(group: str) -> dict[str, str]:
+    """A trial's environment: its W&B run is off line unless asked otherwise, in the sweep's group.
+
+    `python` and `accelerate` are those of this environment, whether or not it is activated.
+    """
+    env = {name: value for name, value in os.environ.items() if name not in OF_AN_AGENT}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {"WANDB_MODE": "offline"} | env | {"WANDB_RUN_GROUP": group, "PATH": path}
+
+
 def locked_log(path: Path) -> BinaryIO | None:
     """The log, open and locked; None where a process that writes to it is still alive."""
     log = path.open("ab")
@@ -109,34 +119,6 @@ def locked_log(path: Path) -> BinaryIO | None:
         log.close()
         return None
     return log
-
-
-def read_value(path: Path, metric: str) -> tuple[float | None, str]:
-    """The metric's last value in metrics.jsonl; or None, and why there is none."""
-    value: Any = None
-    names: set[str] = set()
-    for row in _rows(path):
-        names |= row.keys()
-        value = row.get(metric, value)
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value), ""
-    if metric in names:
-        return None, f"the last {metric} in metrics.jsonl is {json.dumps(value)}, not a number"
-    if not names:
-        return None, "it left no metrics.jsonl with a row in it"
-    close = nearest(metric, names)
-    hint = f"; did you mean {close}?" if close else ""
-    return None, f"metrics.jsonl has no {metric}{hint}"
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    with suppress(OSError):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):
-                row = json.loads(line)
-                rows += [row] if isinstance(row, dict) else []
-    return rows
 
 
 def _run_json(folder: Path) -> dict[str, Any]:

@@ -1,45 +1,65 @@
-"""`rlalign sweep FILE --local`: a W&B sweep file run on this machine, without an account."""
+"""`rlalign sweep`: a W&B sweep file, on line or on this machine; and a folder's results again."""
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from pydantic import ValidationError
 
 from rlalign.files import make_folder
 from rlalign.problems import ConfigError
 from rlalign.settings.run_section import RunSection
-from rlalign.startup import say
-from rlalign.sweeps.file import Sweep, command_line, read_sweep
+from rlalign.sweeps.file import DEFAULT_COMMAND, Sweep, parse_sweep, read_content
 from rlalign.terminal import printable
 
-if TYPE_CHECKING:
-    from rlalign.sweeps.queue import Told
-
 ROOT = Path("runs/sweeps")
+RESOURCES = 4  # exit code; see rlalign.exits
 
 
-def main(file: str, local: bool, trials: int | None, name: str | None, grace: int) -> int:
-    """Work on the sweep until all its trials are done, and print them.
+def main(
+    file: str, local: bool, trials: int | None, name: str | None, grace: int, has_agent: bool = True
+) -> int:
+    """Work on a file's sweep until all its trials are done; or show what is in a folder.
 
-    0 done, 1 where no trial gave a value, 130 and 143 stopped; ConfigError before anything starts.
+    0 done, 1 where no trial gave a value, 4 where W&B's server cannot be had, 130 and 143 stopped;
+    ConfigError before anything starts.
     """
-    if not local:
-        raise ConfigError(
-            f"rlalign sweep {file} needs --local; W&B's own way is: wandb sweep {file}, "
-            "then wandb agent ID"
-        )
+    if Path(file).is_dir():
+        return _show(Path(file))
+    content = read_content(Path(file))
+    if local:
+        return _run_here(Path(file), content, trials, name, grace)
+    if name is not None:
+        raise ConfigError(f"--name {name!r} is the folder of a local sweep; add --local")
+    from rlalign.sweeps.online import Unreachable, start
+    from rlalign.sweeps.settings_check import check_settings
+
+    _check_program(content.get("program"), content.get("command") or DEFAULT_COMMAND)
+    if (sweep := _if_ours(content)) is not None:
+        check_settings(sweep)
+    try:
+        start(Path(file), content, trials, has_agent)
+    except Unreachable as error:
+        print(printable(str(error)), file=sys.stderr)
+        return RESOURCES
+    return 0
+
+
+def _run_here(
+    file: Path, content: Mapping[str, Any], trials: int | None, name: str | None, grace: int
+) -> int:
     from rlalign.sweeps.queue import Queue
+    from rlalign.sweeps.results import results
+    from rlalign.sweeps.settings_check import check_settings
     from rlalign.sweeps.worker import Stopped, Worker
 
-    sweep = read_sweep(Path(file))
-    folder = ROOT / _checked_name(Path(file), name)
+    sweep = parse_sweep(content)
+    folder = ROOT / _checked_name(file, name)
     total = _total(sweep, trials)
-    _check_program(sweep, folder)
-    if sweep.terminates_early:
-        say("early_terminate is not applied by --local: every trial runs to its end")
+    _check_program(sweep.program, sweep.command)
+    check_settings(sweep)
     try:
         make_folder(folder)
     except OSError as error:
@@ -51,9 +71,27 @@ def main(file: str, local: bool, trials: int | None, name: str | None, grace: in
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         code = stopped.exit_code
-    table = queue.table()
-    print(printable(table_text(sweep, table, folder)))
-    return code or int(not any(trial.state == "done" for trial in table))
+    text, has_value = results(queue, folder)
+    print(text)
+    return code or int(not has_value)
+
+
+def _if_ours(content: Mapping[str, Any]) -> Sweep | None:
+    """The sweep; None where W&B takes more than is understood here."""
+    try:
+        return parse_sweep(content)
+    except ConfigError:
+        return None
+
+
+def _show(folder: Path) -> int:
+    """What is in a folder, whether its sweep is over or still runs."""
+    from rlalign.sweeps.queue import Queue, sweep_in
+    from rlalign.sweeps.results import results
+
+    text, has_value = results(Queue(folder, sweep_in(folder), total=0, grace=60), folder)
+    print(text)
+    return int(not has_value)
 
 
 def _checked_name(file: Path, name: str | None) -> str:
@@ -78,35 +116,19 @@ def _total(sweep: Sweep, trials: int | None) -> int:
     return asked
 
 
-def _check_program(sweep: Sweep, folder: Path) -> None:
+def _check_program(program: object, command: Any) -> None:
     """Refuse a command that would fail in every trial alike."""
-    if sweep.program is not None and not Path(sweep.program).is_file():
+    if program is not None and not Path(str(program)).is_file():
         raise ConfigError(
-            f"program={sweep.program!r} is no file here; start this where it is one, or correct it"
+            f"program={program!r} is no file here; start this where it is one, or correct it"
         )
-    first = [*command_line(sweep, {}, folder), ""][0]
-    if not any(shutil.which(first, path=path) for path in (None, str(Path(sys.executable).parent))):
+    first = str(command[0]) if isinstance(command, list | tuple) else ""
+    word = {"${env}": "env", "${interpreter}": "python", "${program}": str(program)}.get(
+        first, first
+    )
+    paths = (None, str(Path(sys.executable).parent))
+    if not word.startswith("${") and not any(shutil.which(word, path=path) for path in paths):
         raise ConfigError(
-            f"command begins with {sweep.command[0]!r}, which is no program here; install it, or "
-            "correct the command"
+            f"command begins with {first!r}, which is no program here; install it, or correct the "
+            "command"
         )
-
-
-def table_text(sweep: Sweep, table: Sequence["Told"], folder: Path) -> str:
-    """The trials a line each, then why some failed, then the best."""
-    rows = [["trial", "state", sweep.metric, "folder", "parameters"]]
-    for trial in table:
-        value = "-" if trial.value is None else f"{trial.value:.6g}"
-        values = " ".join(f"{name}={each}" for name, each in trial.values.items())
-        rows.append([str(trial.number), trial.state, value, str(folder / trial.folder), values])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    lines += [f"trial {trial.number}: {trial.reason}" for trial in table if trial.reason]
-    done = {trial.number: trial.value for trial in table if trial.value is not None}
-    if done:
-        pick = max if sweep.goal == "maximize" else min
-        best = pick(done, key=lambda number: done[number])
-        lines.append(f"best: trial {best}, {sweep.metric}={done[best]:.6g}")
-    else:
-        lines.append(f"no trial gave a value of {sweep.metric}")
-    return "\n".join(lines)

@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from typing import Any, Literal
 from rlalign.problems import ConfigError, Problems, shown
 from rlalign.settings.overrides import read_yaml
 from rlalign.settings.schema import nearest
+from rlalign.sweeps.early import Hyperband, read_early_terminate
 from rlalign.sweeps.parameters import Choice, Parameter, Range, read_parameter
 
 METHODS = ("grid", "random", "bayes")
@@ -19,6 +20,7 @@ KEYS = (
     *("program", "command", "method", "metric", "parameters", "run_cap"),
     *("name", "description", "project", "entity", "early_terminate"),
 )
+DEFINING = ("method", "metric", "parameters", "program", "command", "early_terminate")
 DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")  # W&B's
 # The forms in which W&B puts parameters; its ${args_dict} puts their names alone.
 FORMS = (
@@ -41,12 +43,18 @@ class Sweep:
     command: tuple[str, ...]
     program: str | None
     run_cap: int | None
-    terminates_early: bool  # as the file asks
+    early: Hyperband | None  # which trials are stopped early
     definition: str  # JSON of all that a trial's result depends on
 
     def values(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
         """What a trial is given, of what Optuna drew for it; less where it has not drawn all."""
         return {n: each.value(drawn[n]) for n, each in self.parameters.items() if n in drawn}
+
+    @property
+    def varied(self) -> list[str]:
+        """The parameters that are not the same in every trial."""
+        given = self.parameters.items()
+        return [n for n, each in given if not isinstance(each, Choice) or len(each.values) > 1]
 
     @property
     def grid_size(self) -> int:
@@ -68,10 +76,16 @@ def _points(parameter: Parameter) -> list[Any]:
     return []
 
 
-def command_line(sweep: Sweep, values: Mapping[str, Any], json_file: Path) -> list[str]:
+def command_line(
+    sweep: Sweep,
+    values: Mapping[str, Any],
+    json_file: Path,
+    command: Sequence[str] | None = None,
+) -> list[str]:
     """The command of a trial with its values put in, exactly as W&B's agent does it.
 
-    `json_file` is where the values lie that ${args_json_file} is to point at.
+    `json_file` is where the values lie that ${args_json_file} is to point at; `command` is another
+    one than the sweep's.
     """
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
@@ -79,7 +93,7 @@ def command_line(sweep: Sweep, values: Mapping[str, Any], json_file: Path) -> li
     filled |= {"env": ["/usr/bin/env"], "interpreter": ["python"], "program": [sweep.program]}
     filled["args_json_file"] = [str(json_file)]
     words: list[str] = []
-    for part in create_sweep_command(list(sweep.command)):
+    for part in create_sweep_command(list(command or sweep.command)):
         macro = MACRO.fullmatch(part)
         words += filled[macro[1]] if macro else [part]
     return words
@@ -90,6 +104,11 @@ def command_line(sweep: Sweep, values: Mapping[str, Any], json_file: Path) -> li
 
 def read_sweep(path: Path) -> Sweep:
     """The sweep of a file; ConfigError with all that is wrong with it, a line each."""
+    return parse_sweep(read_content(path))
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """What a sweep file says, unchecked; ConfigError where it is no mapping."""
     try:
         content = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -97,6 +116,11 @@ def read_sweep(path: Path) -> Sweep:
         raise ConfigError(f"the sweep file {path} cannot be read: {why}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"the sweep file {path} must be a mapping with method, metric, ...")
+    return content
+
+
+def parse_sweep(content: Mapping[str, Any]) -> Sweep:
+    """What a file says, checked; ConfigError with all that is wrong with it, a line each."""
     problems = Problems()
     for key in content:
         if key not in KEYS:
@@ -112,8 +136,14 @@ def read_sweep(path: Path) -> Sweep:
     cap = content.get("run_cap")
     if cap is not None and (type(cap) is not int or cap < 1):
         problems.say(f"run_cap={shown(cap)} must be a whole number above 0; it limits the trials")
+    early = None
+    if "early_terminate" in content:
+        try:
+            early = read_early_terminate(content["early_terminate"])
+        except ConfigError as error:
+            for line in str(error).splitlines():
+                problems.say(line)
     problems.raise_if_any()
-    defining = ("method", "metric", "parameters", "program", "command")
     return Sweep(
         method=method,
         metric=metric,
@@ -122,8 +152,8 @@ def read_sweep(path: Path) -> Sweep:
         command=command,
         program=None if program is None else str(program),
         run_cap=cap,
-        terminates_early="early_terminate" in content,
-        definition=json.dumps({key: content.get(key) for key in defining}, sort_keys=True),
+        early=early,
+        definition=json.dumps({k: content[k] for k in DEFINING if k in content}, sort_keys=True),
     )
 
 

@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +17,22 @@ from typing import Any
 
 from rlalign.problems import ConfigError
 from rlalign.sweeps.child import Ending
-from rlalign.sweeps.file import Sweep
+from rlalign.sweeps.early import Behind
+from rlalign.sweeps.file import Sweep, parse_sweep
 
 try:
     import optuna
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
     from optuna.trial import FrozenTrial, TrialState
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from rlalign.sweeps.importances import Importances, importances
 except ImportError as missing:
     raise ConfigError(
         "rlalign sweep --local needs optuna, which is not installed: pip install 'rlalign[sweeps]'"
     ) from missing
 
+FILE = "trials.sqlite"
 MOST_RETRIES = 2
 BUSY_SECONDS = 60  # that a worker waits for another to write
 
@@ -51,7 +56,7 @@ class Told:
     value: float | None
     values: dict[str, Any]
     folder: str
-    reason: str  # why it failed
+    reason: str  # why it failed, or was stopped early
 
 
 class Queue:
@@ -67,14 +72,15 @@ class Queue:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with self._locked():
             self._storage = RDBStorage(
-                f"sqlite:///{folder / 'trials.sqlite'}",
+                f"sqlite:///{folder / FILE}",
                 engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}},
                 heartbeat_interval=self.heartbeat,
                 grace_period=grace,
             )
+            names = optuna.get_all_study_names(self._storage)
             self._study = optuna.create_study(
                 storage=self._storage,
-                study_name=folder.name,
+                study_name=names[0] if names else folder.name,  # which may be another's now
                 direction=sweep.goal,
                 sampler=_sampler(sweep.method),
                 load_if_exists=True,
@@ -118,6 +124,24 @@ class Queue:
             self._storage.record_heartbeat(self._id(claimed.number))
             return True
 
+    def report(self, claimed: Claimed, values: Sequence[float]) -> Behind | None:
+        """Write down the metric's values so far; why the trial is to be stopped, if it is.
+
+        Nothing is written where the sweep stops no trial early.
+        """
+        if self.sweep.early is None:
+            return None
+        with self._locked():
+            if not self._is_running(claimed):
+                return None
+            self._write_values(claimed, values)
+            runs = {
+                trial.user_attrs.get("folder"): list(trial.intermediate_values.values())
+                for trial in self._study.get_trials(deepcopy=False)  # the last of a folder stays
+            }
+            maximize = self.sweep.goal == "maximize"
+            return self.sweep.early.judge(values, list(runs.values()), maximize)
+
     def end(self, claimed: Claimed, ending: Ending, was_stopped: bool = False) -> None:
         """Write down how it ended; `was_stopped`: by its worker, which was told to stop.
 
@@ -126,7 +150,12 @@ class Queue:
         with self._locked():
             if not self._is_running(claimed):
                 return
-            if ending.value is None:
+            if ending.is_pruned:
+                self._storage.set_trial_user_attr(
+                    self._id(claimed.number), "message", ending.message
+                )
+                self._study.tell(claimed.number, state=TrialState.PRUNED)  # with the last value
+            elif ending.value is None:
                 about = {"message": ending.message, "lost": ending.is_lost, "stopped": was_stopped}
                 for name, value in ({"exit_code": ending.exit_code} | about).items():
                     self._storage.set_trial_user_attr(self._id(claimed.number), name, value)
@@ -143,6 +172,8 @@ class Queue:
 
     def _told(self, trial: FrozenTrial, successor: int | None) -> Told:
         reason = ""
+        if trial.state == TrialState.PRUNED:
+            reason = trial.user_attrs.get("message", "")
         if trial.state == TrialState.FAIL:
             reason = trial.user_attrs.get("message", "its worker was lost")
             code = trial.user_attrs.get("exit_code")
@@ -158,6 +189,12 @@ class Queue:
             trial.user_attrs.get("folder", ""),
             reason,
         )
+
+    def importances(self) -> Importances | None:
+        """Which parameters the metric depends on, as far as the trials say."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importances(self._study)
 
     # -- what is done under the lock -----------------------------------------------------------
 
@@ -194,6 +231,13 @@ class Queue:
                 trial.user_attrs = {"folder": folder}
                 RetryHeartbeatStaleTrialCallback()(self._study, trial)
 
+    def _write_values(self, claimed: Claimed, values: Sequence[float]) -> None:
+        trial_id = self._id(claimed.number)
+        written = self._storage.get_trial(trial_id).intermediate_values
+        for step, value in enumerate(values, 1):
+            if written.get(step) != value:
+                self._storage.set_trial_intermediate_value(trial_id, step, value)
+
     def _is_running(self, claimed: Claimed) -> bool:
         state = self._storage.get_trial(self._id(claimed.number)).state
         return bool(state == TrialState.RUNNING)
@@ -208,11 +252,29 @@ class Queue:
             self._study.set_user_attr("sweep", self.sweep.definition)
         elif before != self.sweep.definition:
             old, new = json.loads(before), json.loads(self.sweep.definition)
-            changed = ", ".join(key for key in new if old.get(key) != new[key])
+            keys = dict.fromkeys([*new, *old])
+            changed = ", ".join(key for key in keys if old.get(key) != new.get(key))
             raise ConfigError(
                 f"{folder} holds the trials of a sweep with another {changed}; give another "
                 "--name, or the file as it was"
             )
+
+
+def sweep_in(folder: Path) -> Sweep:
+    """The sweep whose trials lie in a folder, as it was begun; ConfigError where there is none."""
+    file = folder / FILE
+    if not file.is_file():
+        raise ConfigError(
+            f"{folder} holds no local sweep (it has no {FILE}); name a sweep file, or a folder "
+            "under runs/sweeps/"
+        )
+    try:
+        storage = RDBStorage(f"sqlite:///{file}")
+        names = optuna.get_all_study_names(storage)
+        attrs = optuna.load_study(study_name=names[0], storage=storage).user_attrs if names else {}
+        return parse_sweep(json.loads(attrs["sweep"]))
+    except (KeyError, ValueError, SQLAlchemyError, RuntimeError) as error:
+        raise ConfigError(f"{file} is not the record of a sweep: {error}; remove it") from error
 
 
 def _sampler(method: str) -> "optuna.samplers.BaseSampler":

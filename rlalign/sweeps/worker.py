@@ -5,13 +5,16 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
 from rlalign.startup import say
-from rlalign.sweeps.child import SAVING_SECONDS, Child, Ending, locked_log
+from rlalign.sweeps.child import SAVING_SECONDS, Child, Ending, locked_log, trial_env
+from rlalign.sweeps.early import Behind
 from rlalign.sweeps.file import Sweep, command_line
+from rlalign.sweeps.metrics import History
 from rlalign.sweeps.queue import Claimed, Queue
 
 LOOK_SECONDS = 0.1
@@ -55,9 +58,14 @@ class Worker:
             ending = self._follow(claimed, self._start(claimed, log))
         was_stopped = self._signal is not None and ending.is_lost
         self.queue.end(claimed, ending, was_stopped)
-        metric = f"{self.sweep.metric}={ending.value}"
-        reason = f"failed, exit code {ending.exit_code}: {ending.message}"
-        say(f"trial {claimed.number}: {reason if ending.value is None else metric}")
+        say(f"trial {claimed.number}: {self._in_words(ending)}")
+
+    def _in_words(self, ending: Ending) -> str:
+        if ending.is_pruned:
+            return ending.message
+        if ending.value is None:
+            return f"failed, exit code {ending.exit_code}: {ending.message}"
+        return f"{self.sweep.metric}={ending.value}"
 
     def _own_log(self, claimed: Claimed) -> BinaryIO | None:
         """The trial's log once nobody else writes to it; None if the worker is to stop first."""
@@ -79,20 +87,30 @@ class Worker:
         if "${args_json_file}" in self.sweep.command:
             json_file.write_text(json.dumps(values), encoding="utf-8")
         words = command_line(self.sweep, values, json_file)
-        return Child(words, log, self.folder / claimed.folder)
+        env = trial_env(self.folder.name)
+        return Child(words, log, self.folder / claimed.folder, env)
 
     def _follow(self, claimed: Claimed, child: Child) -> Ending:
         """Wait for its end, with signs of life to the other workers; stop it where it must."""
         told: float | None = None
+        behind: Behind | None = None
+        history = History(child.folder / "metrics.jsonl", self.sweep.metric)
         while not child.has_ended():
-            goes_on = self._goes_on(claimed)
+            if history.grows() and behind is None:
+                behind = self.queue.report(claimed, history.values)
+            goes_on = self._goes_on(claimed) and behind is None
             if told is None and not goes_on:
                 told = time.monotonic()
                 child.signal(signal.SIGTERM)
             elif told is not None and time.monotonic() - told > SAVING_SECONDS:
                 child.signal(signal.SIGKILL)
             time.sleep(LOOK_SECONDS)
-        return child.ending(self.sweep.metric)
+        if history.grows():  # what came since the last look: others are measured by it
+            self.queue.report(claimed, history.values)
+        ending = child.ending(self.sweep.metric)
+        if behind is None or not ending.is_lost:  # or it was done before it heard
+            return ending
+        return replace(ending, is_pruned=True, message=str(behind))
 
     def _goes_on(self, claimed: Claimed) -> bool:
         """Whether the trial is still to be run, by this worker."""
