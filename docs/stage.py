@@ -47,11 +47,13 @@ def files(page: Path) -> set[Path]:
 def stage(folder: Path) -> None:
     """Fill a folder with what mkdocs reads; what was in it is gone."""
     shutil.rmtree(folder, ignore_errors=True)
+    wanted = [ROOT / name for name in site()["extra_css"]]
     for page in pages(site()["nav"]):
-        for path in (page, *files(page)):
-            copy = folder / path.relative_to(ROOT)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
+        wanted += [page, *files(page)]
+    for path in wanted:
+        copy = folder / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 if __name__ == "__main__":
