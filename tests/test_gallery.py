@@ -31,11 +31,10 @@ def test_its_numbers_stand_where_it_links(section):
     assert links and set(NUMBER.findall(section)) <= set(NUMBER.findall(sources))
 
 
-def test_most_sections_have_a_picture_and_all_pictures_are_shown():
+def test_nearly_every_section_has_a_picture_with_words_for_who_does_not_see_it():
     pictures = [re.findall(r"!\[[^]]{20,}\]\((images/[\w.]+)\)", section) for section in SECTIONS]
     assert sum(map(bool, pictures)) >= len(SECTIONS) - 2
-    shown = {PAGE.parent / name for found in pictures for name in found}
-    assert shown == set((ROOT / "docs/images").glob("*.png"))
+    assert all((PAGE.parent / name).is_file() for found in pictures for name in found)
 
 
 ROWS = {  # the table's rows: the runs of experiments/results/grid.jsonl
