@@ -3,12 +3,14 @@
 import re
 
 import rewards
-from rlalign.methods import AnyRun
+from rlalign.methods import METHODS
 from rlalign.settings.schema import settings
 
-# Names of ours that a table may give beside settings: sections and kinds of rewards.
-OURS = {setting.path for setting in settings(AnyRun.model_json_schema())} | set(rewards.kinds())
-OURS |= {*AnyRun.model_fields} | {"model.lora.r", "model.lora.alpha", "model.lora.target_modules"}
+SECTIONS = set().union(*(method.run_model.model_fields for method in METHODS.values()))
+# What a table may give in the place of a setting: sections and kinds of rewards.
+OURS = SECTIONS | set(rewards.kinds())
+for method in METHODS.values():
+    OURS |= {setting.path for setting in settings(method.run_model.model_json_schema())}
 NAME = re.compile(r"`([\w.]+)`")
 
 
@@ -24,6 +26,5 @@ def names(text):
 
 def settings_named(text):
     """What looks like a setting of ours in the second cells: a section, a dot, a name."""
-    sections = {*AnyRun.model_fields}
     found = {name for _, new in rows(text) for name in names(new)}
-    return {name for name in found if name.partition(".")[0] in sections}
+    return {name for name in found if name.partition(".")[0] in SECTIONS}

@@ -11,7 +11,7 @@ from test_from_trl_ppo import ran
 import rewards
 from rewards import embedded
 from rlalign.config import load_config
-from rlalign.methods import AnyRun
+from rlalign.methods import METHODS
 
 TRLX, RL4LMS = page_named("docs/from-trlx.md"), page_named("docs/from-rl4lms.md")
 # Fields of the dataclasses and parameters in the sources of the two, at their last commits.
@@ -57,7 +57,7 @@ def test_each_setting_of_the_file_that_is_taken_apart_is_in_a_table():
 def test_both_files_of_ours_load(tmp_path):
     for name, page in (("trlx_defaults.yaml", TRLX), ("from_rl4lms.yaml", RL4LMS)):
         (tmp_path / name).write_text(block_named(name, page))
-        config = load_config(AnyRun, ["--config", str(tmp_path / name)])
+        config = load_config(METHODS["ppo"].run_model, ["--config", str(tmp_path / name)])
         assert config.train.samples % config.ppo.minibatches == 0
 
 
