@@ -38,9 +38,10 @@ def test_the_reward_is_probed_as_the_page_says(reader, capsys):
     assert cli.main(shlex.split(line)[1:]) == 0
     out = capsys.readouterr().out
     rows = [row.split() for row in out.splitlines()]
-    thanks = {row[1]: float(row[-8]) for row in rows if len(row) > 8 and row[1] in ("Thank", "No.")}
-    assert thanks == {"Thank": 1.0, "No.": 0.0}, out
-    assert '[0:9] +1.000 "Thank you"' in out or "Thank you" in out
+    thanks = {row[1]: row[-8] for row in rows if len(row) > 8 and row[0] == "│"}  # a cell
+    thanks.pop("weight")  # the last row
+    assert thanks == {"Thank": "1.000", "Thanks,": "-1.000", "No.": "0.000"}, out
+    assert '[0:9] +1.000 "Thank you"' in out and '[8:14] -2.000 "thanks"' in out
 
 
 SMALL = {
