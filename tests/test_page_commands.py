@@ -1,10 +1,11 @@
 """What the pages tell people to type is taken: each line by the program's own parser."""
 
+import re
 import subprocess
 
 import pytest
-from pages import NAMES, README, blocks, mentioned, page_named, typed, write_files
-from shell_commands import check, check_mentioned
+from pages import NAMES, README, blocks, mentioned, page_named, stage, typed, write_files
+from shell_commands import CHECKS, NOT_INSTALLED, check, check_mentioned
 
 # What a test cannot judge, each with why. Few, or the pages say too little.
 NOT_CHECKED = {
@@ -50,6 +51,18 @@ def test_few_lines_are_left_out_and_each_is_still_there():
         line for name in NAMES for line in [*typed(page_named(name)), *mentioned(page_named(name))]
     }
     assert len(NOT_CHECKED) < 4 and NOT_CHECKED.keys() <= every
+    programs = {word for line in every for word in line.split()}
+    assert len(NOT_INSTALLED) < 4 and NOT_INSTALLED.keys() <= programs
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_no_command_hides_in_another_kind_of_block(page):
+    """Indented, or called text, a command would be read by nobody."""
+    file = page_named(page)
+    begins = "|".join([*CHECKS, *NOT_INSTALLED])
+    command = re.compile(rf"^(?:\w+=\S+ )?(?:{begins}) [\w./-]+", re.MULTILINE)
+    assert not [b for b in blocks(file, "text", "") if command.search(b.text)]
+    assert not re.findall(rf"^ {{4,}}(?:{begins}) .*", stage.FENCE.sub("", file.read_text()), re.M)
 
 
 @pytest.mark.parametrize("page", NAMES)
