@@ -25,7 +25,7 @@ help:
 	@echo 'make ppo        steer the embedded model with rewards        (ARGS="--train.iterations=80")'
 	@echo 'make test       ruff, mypy and pytest                        (ARGS="-k gae" goes to pytest)'
 	@echo 'make docs       the site: build/site/index.html, links checked (ARGS goes to mkdocs)'
-	@echo 'make browser    the page of rlalign compare in a real browser: no script, no request'
+	@echo 'make browser    report.html and the page of compare in a real browser (installs Chromium)'
 	@echo 'make fuzz       hostile input: ten times as many cases as in the tests, new ones each time'
 	@echo 'make chaos      a run under faults at random, ten minutes, then compared (ARGS="--seed 7")'
 	@echo 'make prove      the slow proofs: the oracle over seeds'
@@ -51,11 +51,15 @@ docs: env-test
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 	@echo 'built: build/site/index.html'
 
+# Debian's package where there is no browser yet and we may install one.
 browser: env-test
 	@for name in chromium chromium-browser google-chrome chrome; do \
 		command -v $$name > /dev/null && exit 0; done; \
-		echo "no browser here: apt-get install chromium, or put one into PATH"; exit 1
-	$(BIN)/python -m pytest tests/test_browser.py $(ARGS)
+		if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		echo "installing chromium"; apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium; \
+		else echo "no browser here: sudo apt-get install chromium, or put one into PATH"; exit 1; fi
+	$(BIN)/python -m pytest tests/test_browser*.py $(ARGS)
 
 # Random, not the tests' own cases: one that fails is printed, and belongs into the tests.
 fuzz: env-test

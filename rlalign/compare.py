@@ -8,8 +8,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import from_json
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -19,12 +17,11 @@ from rlalign.exits import run_safely
 from rlalign.files import write_atomically
 from rlalign.report.compare_page import compare_page
 from rlalign.report.compare_readings import distance, notes, settings, titled
+from rlalign.report.eval_file import read_eval
 from rlalign.report.plots import read_metrics
 from rlalign.report.visible import visible
-from rlalign.report.yardstick_table import DIVERGENCES, TEXTS, TO_REFERENCE, with_error
-from rlalign.settings.fields import FiniteFloat
+from rlalign.report.yardstick_table import DIVERGENCES, with_error
 from rlalign.startup import say
-from rlalign.yardstick.numbers import FORMAT
 
 # What must be the same for two runs' numbers to be comparable: key -> name, and what else.
 SHARED = {
@@ -72,13 +69,18 @@ def load(runs: Sequence[str]) -> list[Measured]:
     """Each run's files, under a label of its own."""
     if not runs:
         raise ConfigError("name a run or more that `rlalign eval` has measured")
+    return [read(folder, label) for label, folder in labelled(runs).items()]
+
+
+def labelled(runs: Sequence[str]) -> dict[str, Path]:
+    """The folders by label; ConfigError where one is named twice."""
     folders = [Path(run).expanduser() for run in runs]
     seen: set[Path] = set()
     for run, folder in zip(runs, folders, strict=True):
         if folder.resolve() in seen:
             raise ConfigError(f"{run} is named twice; name each run once")
         seen.add(folder.resolve())
-    return [read(folder, label) for folder, label in zip(folders, labels_of(folders), strict=True)]
+    return dict(zip(labels_of(folders), folders, strict=True))
 
 
 def labels_of(folders: Sequence[Path]) -> list[str]:
@@ -93,25 +95,7 @@ def labels_of(folders: Sequence[Path]) -> list[str]:
 
 
 def read(folder: Path, label: str) -> Measured:
-    file = folder / "eval.json"
-    if not file.is_file():
-        raise ConfigError(f"{folder} has no eval.json; run `rlalign eval {folder}` first")
-    again = f"run `rlalign eval {folder}` again"
-    try:
-        text = file.read_text(encoding="utf-8")
-        content = from_json(text)
-        if isinstance(content, dict) and content.get("format") != FORMAT:
-            number = repr(content.get("format", "no number"))
-            raise ConfigError(f"{file} has format {number}, and {FORMAT} is read here; {again}")
-        EvalFile.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "all of it"
-        raise ConfigError(f"{file} is damaged: {place}: {first['msg']}; {again}") from error
-    except ConfigError:
-        raise
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{file} cannot be read ({error}); {again}") from error
+    content = read_eval(folder)
     samples, metrics = folder / "eval_samples.jsonl", folder / "metrics.jsonl"
     try:
         return Measured(
@@ -182,96 +166,3 @@ def table(found: Sequence[Measured]) -> str:
             if note.startswith("no distance"):
                 console.print(Text(visible(f"{run.label}: {note}")))
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
-
-
-# -- what eval.json must hold for the page ---------------------------------------------------------
-
-
-class Part(BaseModel):
-    """Types as JSON has them; what the page does not show may be there too."""
-
-    model_config = ConfigDict(strict=True)
-
-
-class Number(Part):
-    value: FiniteFloat | None
-    low: FiniteFloat | None
-    high: FiniteFloat | None
-    note: str = ""
-
-    @model_validator(mode="after")
-    def _has_both_ends_or_none(self) -> "Number":
-        ends = [end for end in (self.low, self.high) if end is not None]
-        if len(ends) == 1 or (ends and self.value is None):
-            raise ValueError("an interval with one end, or without a value")
-        return self
-
-
-class Both(Part):
-    policy: Number
-    reference: Number
-
-
-class FeaturePart(Both):
-    target: Number
-    shaped: bool = False
-    role: str
-    wish: tuple[FiniteFloat, FiniteFloat] | None
-
-
-class TargetPart(Part):
-    formula: str
-    hash: str
-    notes: list[str]
-    lambdas: dict[str, FiniteFloat]
-
-
-class SupportPart(Part):
-    ess: FiniteFloat
-    pareto_k: FiniteFloat | None
-    is_whole: bool
-    refusal: str
-
-
-class LogZ(Part):
-    lower: Number
-    upper: Number
-
-
-class Witness(Part):
-    prompt: str
-    response: str
-    log_ratio: FiniteFloat | None
-
-
-Numbers = dict[str, FiniteFloat | None]
-
-
-class EvalFile(Part):
-    """`yardstick.numbers.as_json`, as far as it is shown."""
-
-    reference_model: str
-    prompts: int
-    prompts_hash: str
-    samples: int
-    target: TargetPart
-    features: dict[str, FeaturePart]
-    to_target: dict[str, Both]
-    to_reference: dict[str, Number]
-    support: SupportPart
-    log_z: LogZ
-    texts: dict[str, Numbers]
-    witnesses: dict[str, list[Witness]]
-    policy: Numbers
-    reference: Numbers
-
-    @model_validator(mode="after")
-    def _names_every_number(self) -> "EvalFile":
-        missing = {*DIVERGENCES} - self.to_target.keys() | {
-            *TO_REFERENCE
-        } - self.to_reference.keys()
-        for of in ("policy", "reference"):
-            missing |= {"texts", *TEXTS} - self.texts.get(of, {}).keys()
-        if missing:
-            raise ValueError(f"{', '.join(sorted(missing))} missing")
-        return self

@@ -14,7 +14,7 @@ from rlalign.kl import kl_tokens
 from rlalign.metrics import distinct_n, mean_and_se
 from rlalign.policy import Policy, evaluate_rollout, logprobs_only
 from rlalign.prompts import scheduled
-from rlalign.scoring import score_rollout
+from rlalign.scoring import marks, score_rollout
 from rlalign.session import Session
 from rlalign.target import Target
 from rlalign.types import Rollout, ScoredRollout
@@ -119,6 +119,7 @@ def sample_rows(reward_set: RewardSet, scored: ScoredRollout, kl: Tensor) -> lis
 
     Under `columns` a row holds what the rewards read of its prompt's data, where they read any: a
     response to "write about the sea" means little beside a reward whose topic is not shown.
+    Under `spans` it has the characters that earned each reward that can name them.
     """
     prompts = scored.rollout.prompts
     read = sorted(reward_set.columns & prompts.columns.keys())
@@ -137,6 +138,7 @@ def sample_rows(reward_set: RewardSet, scored: ScoredRollout, kl: Tensor) -> lis
                 name: value if ok else None
                 for name, value, ok in zip(reward_set.names, rewards[i], valid[i], strict=True)
             },
+            **marks(reward_set.names, scored.own_spans, i),
             **{name: column[i] for name, column in scored.logged.extra.items()},
         }
         for i, score in enumerate(scored.score.tolist())

@@ -11,6 +11,7 @@ from rlalign.files import write_atomically
 from rlalign.guard.endings import Ending, found
 from rlalign.redact import redacted_yaml
 from rlalign.report.live import LiveView
+from rlalign.report.page.at_end import write_report
 from rlalign.runs import RunFolder, command_line
 from rlalign.session import Session
 from rlalign.tracking import Trackers, build_trackers
@@ -87,6 +88,8 @@ class RunRecorder:
             self.folder.finish("done", 0)
         elif self.is_main:
             self.folder.finish("stopped", exit_code(AuditStop()), stopped)
+        if self.is_main:
+            write_report(self.folder)
         if self._trackers is not None:
             self._trackers.close()
 

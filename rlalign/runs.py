@@ -79,6 +79,10 @@ class RunFolder:
     def plots(self) -> Path:
         return self.path / "plots"
 
+    @property
+    def report_html(self) -> Path:
+        return self.path / "report.html"
+
     def read_run_json(self) -> dict[str, Any]:
         """What run.json says; nothing if there is none or it is damaged."""
         if not self.run_json.exists():

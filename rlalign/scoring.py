@@ -41,11 +41,11 @@ def score_rollout(
     """Rewards, per-token rewards and the reference's log-probabilities of a rollout.
 
     Weights on a schedule are those of the iteration, the first being 0, or the final ones. `state`
-    is what rewards that are written for TRL get as `trainer_state`. The reference reads the
-    responses at the same time where the rewards and it do not want the same processor.
-    `target`, by default that of the rewards' weights alone, gives moments and what is hard their
-    weights in the score, at the KL's price `beta`; `smooth` is that of `Target.potential_of`. What
-    rewards draw is a function of `seed`. Raises RewardError with the reward and the sample.
+    is what rewards written for TRL get as `trainer_state`. The reference reads the responses at the
+    same time where the rewards and it do not want the same processor. `target`, by default that of
+    the rewards' weights alone, gives moments and what is hard their weights in the score, at the
+    KL's price `beta`; `smooth` as in `Target.potential_of`. What rewards draw is a function of
+    `seed`. Raises RewardError with the reward and the sample.
     """
     device = rollout.response_ids.device
     asked, texts = (rollout, policy, budget), (rollout.prompts.texts, rollout.texts)
@@ -59,10 +59,9 @@ def score_rollout(
         ahead = None if beside is None else beside.submit(reference_logprobs, *asked)
         with watched():
             output = reward_set(*texts, columns, iteration, fitted, seed)
-    reference = reference_logprobs(*asked) if ahead is None else ahead.result()
-    raw = torch.as_tensor(output.score, dtype=torch.float32)
+    reference = ahead.result() if ahead else reference_logprobs(*asked)
     finished = rollout.finished.cpu()
-    score = potential(raw, finished, section)  # (B,)
+    score = potential(torch.as_tensor(output.score).float(), finished, section)  # (B,)
     of_spans = output.spans if section.credit == "spans" else ()
     spans = [clipped_spans(sample, section.clip) for sample in of_spans]
     token_rewards = place_credit(rollout, score.to(device), spans, tokenizer)
@@ -83,7 +82,20 @@ def score_rollout(
         failures=dict(output.skipped),
         weights=dict(output.weights),
         logged=logged,
+        own_spans=output.own_spans,
     )
+
+
+def marks(
+    names: Sequence[str], own_spans: Sequence[Sequence[Sequence[Span]]], i: int
+) -> dict[str, Any]:
+    """`spans` of sample i as its row holds them: [start, end, credit] by reward; or nothing."""
+    found = {
+        name: [[span.start, span.end, float(f"{span.credit:.6g}")] for span in of_reward[i]]
+        for name, of_reward in zip(names, own_spans, strict=False)  # none of scores from outside
+        if of_reward[i]
+    }
+    return {"spans": found} if found else {}
 
 
 @contextmanager

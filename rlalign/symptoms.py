@@ -112,7 +112,8 @@ def marked(rows: Sequence[Row], names: Sequence[str], top: int) -> list[dict[str
 
     `top` lists the rewards, and `score`, by which a response is among the highest `top` different
     ones; `phrase` and `opening` are the batch's commonest, on those rows that hold them of the at
-    most 256 whose words are counted.
+    most 256 whose words are counted. Spans stay on the rows that have a `top`, which are there to
+    be read: on all of them they would be longer than the texts.
     """
     best: dict[int, list[str]] = {}
     for name in ("score", *names):
@@ -127,7 +128,8 @@ def marked(rows: Sequence[Row], names: Sequence[str], top: int) -> list[dict[str
         if i in looked_at:
             at = looked_at.index(i)
             marks |= {key: item for key, (_, item, holds) in shared.items() if holds[at]}
-        made.append({**row, **marks})
+        kept = {key: value for key, value in row.items() if key != "spans" or i in best}
+        made.append({**kept, **marks})
     return made
 
 

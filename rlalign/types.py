@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rewards.contract import Span
 from rewards.trl_style import Logged
 
 
@@ -123,6 +124,7 @@ class ScoredRollout:
     # as they were, of the rewards whose weight is on a schedule
     weights: Mapping[str, float] = field(default_factory=dict)
     logged: Logged = field(default_factory=Logged)  # by rewards that are written for TRL
+    own_spans: Sequence[Sequence[Sequence[Span]]] = ()  # (R, B), as the rewards returned them
 
     def __len__(self) -> int:
         return len(self.rollout)

@@ -1,49 +1,19 @@
 """The page of `rlalign compare` in a real browser: no script runs, no request leaves."""
 
 import re
-import shutil
 import subprocess
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from compared import hostile_run
+from devtools import CHROMIUM, NO_BROWSER
 from hostile import MARKUP, REFRESH
+from listener import Listener
 
 from rlalign.report.compare_page import compare_page
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason=f"no browser here (one of {', '.join(NAMES)}): see `make browser`"
-)
-
-
-class Listener:
-    """A server on this machine, and the paths that it was asked for."""
-
-    def __init__(self) -> None:
-        self.paths: list[str] = []
-        heard = self.paths
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                heard.append(self.path)
-                self.send_response(404)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)
 
 
 @pytest.fixture

@@ -89,6 +89,11 @@ LAYERS = [
             "configuration_page",
             "rewards_page",
             "rewards_notes",
+            "markup",
+            "changes",
+            "eval_file",
+            *(f"page.{name}" for name in ("record", "asked", "charts", "tables", "embedded")),
+            *("page.sections", "page.document", "page.at_end"),
         )
     },
     {
@@ -110,6 +115,7 @@ LAYERS = [
         "reward_model",
         "measure",
         "compare",
+        "reporting",
         "trl_trainers.run",
         "doctor.command",
         "cli",

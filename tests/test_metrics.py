@@ -65,6 +65,13 @@ def test_a_bootstrap_interval_of_a_mean_is_about_two_standard_errors_each_way():
     assert low < inner[0] < inner[1] < high
 
 
+def test_a_mean_is_drawn_from_sums_as_from_the_values_themselves():
+    values, groups = [1.0, 2.0, 4.0, 8.0, 16.0], ["a", "a", "a", "b", "c"]  # of unequal sizes
+    drawn = {"groups": groups, "level": 0.5}  # the outer ends are those of one group alone
+    quick = bootstrap(values, **drawn)
+    assert quick == pytest.approx(bootstrap(values, lambda x: float(np.mean(x)), **drawn))
+
+
 def test_samples_of_one_prompt_count_as_one_draw():
     # 20 prompts with 10 equal samples each: the interval is that of 20 values, not of 200
     prompts = np.random.default_rng(2).normal(size=20)

@@ -243,6 +243,8 @@ def test_a_trl_run_writes_down_what_its_trainer_saw(three: dict[str, Path], name
     record = json.loads((three[name] / "run.json").read_text())
     assert (record["status"], record["method"]) == ("done", name)
     assert (three["grpo"] / "plots" / "score.png").is_file()
+    report = (three[name] / "report.html").read_text(encoding="utf-8")
+    assert "Before is the reference" in report and "P<sub>T</sub>(y|x)" in report
     card = (three[name] / "model" / "README.md").read_text()
     assert f"trained with {name.upper()}" in card
 

@@ -1,4 +1,4 @@
-"""`rlalign eval`, `compare`: what came out."""
+"""`rlalign eval`, `compare`, `report`: what came out."""
 
 from typing import Annotated
 
@@ -42,3 +42,19 @@ def compare(
     from rlalign.compare import main as run
 
     raise typer.Exit(run(runs, out))
+
+
+@app.command(epilog="Example: rlalign report runs/ppo runs/dpg --out report.html")
+def report(
+    runs: Annotated[list[str], typer.Argument(help="Runs' folders, finished or not.")],
+    out: Annotated[
+        str | None, typer.Option(help="The page; of one run by default report.html in its folder.")
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=0, help="Samples in the page, at most; the ends' always.")
+    ] = 5000,
+) -> None:
+    """Put runs on one page: what was asked, what came out, curves, samples (docs/report.md)."""
+    from rlalign.reporting import main as run
+
+    raise typer.Exit(run(runs, out, samples))

@@ -1,7 +1,6 @@
 """The model card of a saved policy: what it was steered to, how far it got, how to load it."""
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +13,8 @@ from torch import nn
 from rewards.spec import ENTRY_KEYS
 from rlalign.evaluate import Evaluation
 from rlalign.files import write_atomically
-from rlalign.metrics import bootstrap, difference
 from rlalign.redact import redact_mapping, redact_text
+from rlalign.report.changes import Change, Mean, changes
 from rlalign.report.visible import escape_markdown
 from rlalign.settings.sections import RunConfig
 
@@ -191,16 +190,7 @@ def _target(config: RunConfig, kl_coef: float, caveats: Sequence[str], fitted: s
 
 
 def _results(before: Evaluation, after: Evaluation) -> str:
-    def values(rows: Sequence[Mapping[str, Any]], name: str) -> list[float | None]:
-        return [row["rewards"].get(name) for row in rows]
-
-    names = list(after.rows[0]["rewards"]) if after.rows else []
-    prompts = [[str(row["prompt"]) for row in each.rows] for each in (before, after)]
-    rows = [
-        _result(title, [r[key] for r in before.rows], [r[key] for r in after.rows], *prompts)
-        for title, key in (("score", "score"), ("KL, nats", "kl"))
-    ]
-    rows += [_result(n, values(before.rows, n), values(after.rows, n), *prompts) for n in names]
+    rows = [_result(each) for each in changes(before.rows, after.rows)]
     where = "held-out prompts" if after.is_held_out else "training prompts, as none were held out"
     return (
         f"## Before and after\n\n{_table(['', 'before', 'after', 'change'], rows)}\n\n"
@@ -210,42 +200,16 @@ def _results(before: Evaluation, after: Evaluation) -> str:
     )
 
 
-def _result(
-    name: str,
-    before: Sequence[float | None],
-    after: Sequence[float | None],
-    before_prompts: Sequence[str],
-    after_prompts: Sequence[str],
-) -> list[str]:
-    start = list(zip(before_prompts, before, strict=True))
-    end = list(zip(after_prompts, after, strict=True))
-    paired = before_prompts == after_prompts
-    if paired:
-        both = [(a, b) for a, b in zip(start, end, strict=True) if None not in (a[1], b[1])]
-        start, end = [a for a, _ in both], [b for _, b in both]
-    first, second = ([v for _, v in each if v is not None] for each in (start, end))
-    if not first or not second:
-        return [escape_markdown(name), "none", "none", ""]
-    groups = [_groups([p for p, v in each if v is not None]) for each in (start, end)]
-    change, low, high = difference(
-        first, second, paired=paired, groups=groups[0] if paired else None
-    )
-    ends = [bootstrap(v, groups=g) for v, g in zip((first, second), groups, strict=True)]
-    means = [math.fsum(v) / len(v) for v in (first, second)]
-    return [
-        escape_markdown(name),
-        *(f"{mean:.3f} {_interval(*each)}" for mean, each in zip(means, ends, strict=True)),
-        f"{change:+.3f} {_interval(low, high)}",
-    ]
+def _result(change: Change) -> list[str]:
+    name, moved = escape_markdown(change.name), change.difference
+    if change.before is None or change.after is None or moved is None:
+        return [name, "none", "none", ""]
+    means = [f"{m.value:.3f} {_interval(m)}" for m in (change.before, change.after)]
+    return [name, *means, f"{moved.value:+.3f} {_interval(moved)}"]
 
 
-def _groups(prompts: Sequence[str]) -> Sequence[str] | None:
-    """The prompts to draw by; None for a single one, of which every draw would be the same."""
-    return prompts if len(set(prompts)) > 1 else None
-
-
-def _interval(low: float, high: float) -> str:
-    return f"({low:.3f} … {high:.3f})"
+def _interval(mean: Mean) -> str:
+    return f"({mean.low:.3f} … {mean.high:.3f})"
 
 
 def _samples(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> str:

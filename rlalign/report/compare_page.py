@@ -1,7 +1,6 @@
 """The page of `rlalign compare`: one HTML file that needs nothing beside it."""
 
-import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlalign.report.compare_pictures import GREY, frontier, sign
@@ -20,7 +19,7 @@ from rlalign.report.compare_readings import (
     text_number,
     titled,
 )
-from rlalign.report.visible import visible
+from rlalign.report.markup import lines_of, paragraphs, plain, safe, table, text, value
 from rlalign.report.yardstick_table import (
     DASH,
     DIVERGENCES,
@@ -31,7 +30,6 @@ from rlalign.report.yardstick_table import (
     with_error,
 )
 
-LONGEST = 600  # characters of a text that are shown
 PROMPTS, DRAWS = 6, 3  # shown side by side
 STYLE = """
 :root { color-scheme: light dark; --ink: #222; --paper: #fff; --line: #ddd; --mark: #dff0e3;
@@ -301,43 +299,3 @@ def support_cells(content: Mapping[str, Any]) -> list[str]:
         value(DASH if support["refusal"] and k is None else tail),
         value(bounds),
     ]
-
-
-# -- HTML ------------------------------------------------------------------------------------------
-
-
-def safe(content: object, most: int = LONGEST) -> str:
-    """Text of a run: control characters shown, nothing of it markup, not too long."""
-    shown = visible(str(content))
-    return html.escape(shown if len(shown) <= most else f"{shown[:most]} …")
-
-
-def lines_of(content: str) -> str:
-    """The same of several lines, which are kept: a formula may be long."""
-    return "\n".join(safe(line, 10 * LONGEST) for line in content.split("\n"))
-
-
-def paragraphs(lines: Iterable[str]) -> str:
-    return "".join(f'<p class="note">{safe(line)}</p>' for line in lines)
-
-
-def table(titles: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True) -> str:
-    """Titles are escaped here, cells are cells already."""
-    kind = ' class="n"' if numbers else ""
-    head = "".join(f"<th{kind if i else ''}>{safe(title)}</th>" for i, title in enumerate(titles))
-    body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    around = "wide numbers" if numbers else "wide"
-    return f'<div class="{around}"><table><tr>{head}</tr>{body}</table></div>'
-
-
-def plain(content: str) -> str:
-    return f"<td>{safe(content)}</td>"
-
-
-def value(content: str, kind: str = "") -> str:
-    return f'<td class="{("n " + kind).strip()}">{safe(content)}</td>'
-
-
-def text(content: str) -> str:
-    """What a model wrote, or was asked."""
-    return f'<td class="text">{safe(content) or "<i>empty</i>"}</td>'

@@ -29,6 +29,7 @@ from rlalign.ranks import Ranks
 from rlalign.redact import redacted_yaml
 from rlalign.report.card import write_model_card
 from rlalign.report.live import LiveView
+from rlalign.report.page.at_end import write_report
 from rlalign.report.plots import draw_plots
 from rlalign.run_method import as_command
 from rlalign.runs import RunFolder, check_run, command_line
@@ -167,6 +168,7 @@ class _Run:
             reward_files=config.reward_files,
             method=self.method,
         )
+        self.folder.write_run_json({"target": {"formula": str(self.session.target)}})
         self.trackers = build_trackers(
             config.trackers, self.folder, to_flat(config), redacted_yaml(config)
         )
@@ -206,6 +208,7 @@ class _Run:
     def ended(self, error: BaseException | None = None) -> None:
         if error is None and self.is_main:
             self.folder.finish("done", 0)
+            write_report(self.folder)
         elif error is not None:
             ending = endings.ended(error, self.session.ranks.rank)
             if self.is_main:
