@@ -44,7 +44,7 @@ def train(trainer: Trainer, stem: str = "run", quiet: bool = False) -> Result:
     HERE.begin()
     run = _Run(trainer, open_folder(trainer.session, stem), quiet)
     try:
-        with stopping.listening(pass_on=True):
+        with run.recorder.view, stopping.listening(pass_on=True):
             result = run.to_the_end()
     except BaseException as error:
         ending = ended(error, trainer.session.ranks.rank)

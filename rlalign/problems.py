@@ -23,6 +23,10 @@ class ConfigError(ValueError):
     """A configuration is wrong; each line names a setting, its value, the rule and the fix."""
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written whole, or is not what was written."""
+
+
 class Problems:
     """Messages by setting, in the order found; the first about a setting stays."""
 

@@ -26,6 +26,7 @@ class RunRecorder:
     def __init__(self, session: Session, folder: RunFolder, quiet: bool) -> None:
         self.config, self.ranks, self.folder = session.config, session.ranks, folder
         self.is_main = session.ranks.is_main
+        self.held_out = session.evaluates_on_held_out
         self.is_begun = False  # whether run.json speaks of this call
         self._trackers: Trackers | None = None
         total, names = session.config.train.iterations, list(session.reward_set.names)
@@ -48,6 +49,7 @@ class RunRecorder:
             reward_files=config.reward_files,
             method=method,
         )
+        self.note(held_out_prompts=self.held_out)
 
     def start_trackers(self, kept: int) -> None:
         """Rows up to iteration `kept` stay. After the fit: what cannot be had leaves nothing."""
@@ -78,8 +80,8 @@ class RunRecorder:
         self._trackers.log(step, row)
         self._trackers.samples(step, rows)
         self.view.iteration(row)
-        if evaluation is not None:
-            self.view.samples(evaluation.rows)
+        if evaluation is not None or not self.config.eval.every:
+            self.view.samples(train_rows if evaluation is None else evaluation.rows)
 
     def done(self, stopped: str | None) -> None:
         """The run came to its end, or was stopped by a warning of the audit."""

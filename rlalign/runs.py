@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rewards import registry
-from rlalign.checkpoints.folder import CheckpointError
 from rlalign.files import (
     MANIFEST,
     FileError,
@@ -26,7 +25,7 @@ from rlalign.files import (
     read_json,
     write_atomically,
 )
-from rlalign.problems import ConfigError
+from rlalign.problems import CheckpointError, ConfigError
 from rlalign.redact import redact_command, redact_text
 from rlalign.settings.run_section import RunSection
 
@@ -38,6 +37,19 @@ _HELD = (
     "run.name={name!r}: {path} holds a run already; give --run.resume=auto to go on with it, "
     "or another --run.name"
 )
+MEANINGS = {
+    0: "done",
+    1: "training diverged, or a fault that has no code of its own",
+    2: "configuration",
+    3: "checkpoint: damaged, of another model, or no room to write it",
+    4: "resources: memory, a full disk, an embedded model that cannot be fetched",
+    5: "a reward failed",
+    6: "a warning named in audit.stop ended the run, after a clean save",
+    7: "hung: no sign of life for run.timeout seconds",
+    130: "interrupted by hand",
+    137: "a process was killed, or crashed",
+    143: "pre-empted after a clean save",
+}  # of the exit codes
 Status = Literal["running", "done", "stopped", "failed", "preempted"]
 _WRITING = threading.Lock()
 PACKAGES = ("rlalign", "torch", "transformers", "trl", "accelerate", "peft")

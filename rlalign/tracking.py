@@ -226,6 +226,11 @@ def build_trackers(
     if "tensorboard" in names:
         folder = run.path / "tensorboard"
         trackers.append(Background("tensorboard", lambda: TensorBoardTracker(folder, resumed_at)))
+    if "trackio" in names:
+        from rlalign.trackio_tracker import TrackioTracker
+
+        flat = redact_mapping(config_flat)
+        trackers.append(Background("trackio", lambda: TrackioTracker(run, flat, resumed_at)))
     return Trackers(trackers)
 
 

@@ -31,7 +31,7 @@ def stderr_of(capsys) -> list[str]:
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["ppo"], ["eval"], ["compare"], ["report"], ["config"], ["doctor"], ["sweep"], ["rewards"], ["rewards", "list"], ["rewards", "show"], ["rewards", "probe"],
+    [[], ["ppo"], ["eval"], ["compare"], ["report"], ["watch"], ["config"], ["doctor"], ["sweep"], ["rewards"], ["rewards", "list"], ["rewards", "show"], ["rewards", "probe"],
      ["rewards", "test"], ["rewards", "bench"]],
 )  # fmt: skip
 def test_every_help_text_has_an_example(command, capsys):

@@ -56,7 +56,7 @@ LAYERS = [
     },
     {"prompts", "pairs", "policy", "models", "ranks", "checkpoints.folder", "metrics"}
     | {"checkpoints.optimizer_state", "runs", "tracking"}
-    | {"wandb_tracker"}
+    | {"wandb_tracker", "trackio_tracker"}
     | {"guard.watching", "guard.telling"},
     {f"generation.{name}" for name in ("sampling", "engine", "caches", "decode", "vllm", "build")}
     | {"target", "partition", "pseudo_reward", "scoring", "symptoms", "behaviour"},
@@ -78,7 +78,7 @@ LAYERS = [
         f"report.{name}"
         for name in (
             "visible",
-            "live",
+            *("live", "live_bar", "live_text", "follow"),
             "card",
             "plots",
             "yardstick_picture",
@@ -114,6 +114,7 @@ LAYERS = [
         "ppo",
         "reward_model",
         "measure",
+        "watch",
         "compare",
         "reporting",
         "trl_trainers.run",

@@ -11,6 +11,7 @@ from rich.cells import cell_len
 
 from rlalign.evaluate import Evaluation
 from rlalign.report.live import LiveView, duration
+from rlalign.report.live_text import columns_in
 from rlalign.report.visible import escape_markdown, visible
 from rlalign.runs import RunFolder
 
@@ -203,6 +204,60 @@ def test_a_terminal_that_went_away_or_cannot_write_a_letter_stops_nothing():
     everything(LiveView(40, NAMES, quiet=False, stream=broken))
     with contextlib.suppress(BrokenPipeError):
         broken.close()
+
+
+def test_a_line_that_a_signals_handler_cuts_in_on_is_lost_and_no_more():
+    class Busy(io.StringIO):
+        busy = True
+
+        def write(self, text: str) -> int:
+            if self.busy:
+                raise RuntimeError("reentrant call inside <_io.BufferedWriter>")
+            return super().write(text)
+
+    out = Busy()
+    view = LiveView(40, [], quiet=False, stream=out)
+    view.iteration(stats(1))
+    out.busy = False
+    view.iteration(stats(2))
+    assert out.getvalue().split()[:2] == ["2/40", "0.667"]
+
+
+def test_samples_are_of_another_prompt_each_time_and_not_too_often():
+    def go(view):
+        view.samples([row("p", "before p"), row("q", "before q")])
+        for step in range(1, 13):
+            view.iteration(stats(step))
+            view.samples([row("p", f"p{step}"), row("new", "n"), row("q", f"q{step}")])
+
+    text = shown(go)
+    assert re.findall(r"▸ (\w+)", text) == ["p", "new", "q"]
+    assert re.search(r"before p +p1\n", text) and re.search(r"before q +q11\n", text)
+
+
+def test_the_last_iteration_leaves_samples_to_the_end():
+    def go(view):
+        view.samples([row("p", "before")])
+        view.iteration(stats(40))
+        view.samples([row("p", "after")])
+
+    assert "before" not in shown(go)
+
+
+@pytest.mark.parametrize(("width", "titles"), [
+    (100, "iteration score a b c d e f g KL tok/s left"),
+    (60, "iteration score a b c KL tok/s left"),
+    (40, "iteration score KL tok/s left"), (30, "iteration score KL"), (17, "iteration score"),
+])  # fmt: skip
+def test_a_table_has_the_columns_that_there_is_room_for(width, titles):
+    columns = columns_in(width, list("abcdefg"), 20)
+    assert columns.titles == titles.split()
+    assert len(columns.line(["1"] * len(columns.titles))) <= width
+    assert columns.hidden == 7 - len(columns.rewards)
+
+
+def test_a_long_run_has_room_for_its_numbers():
+    assert columns_in(80, [], 20_000).line(["19999/20000", *[""] * 4]).startswith("19999/20000 ")
 
 
 def test_a_quiet_view_writes_nothing():

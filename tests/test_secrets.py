@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
@@ -129,7 +130,9 @@ def launched(place: Path, *argv: str, code: int = 0) -> str:
     program = "import sys; from rlalign.cli import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", program, *argv], cwd=ROOT, capture_output=True, text=True,
-        env=offline(**ENVIRONMENT, WANDB_MODE="offline"), timeout=300, check=False,
+        env=offline(
+            **ENVIRONMENT, WANDB_MODE="offline", TRACKIO_DIR=str(place / "ppo" / "trackio")
+        ), timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     return done.stderr
@@ -137,8 +140,11 @@ def launched(place: Path, *argv: str, code: int = 0) -> str:
 
 def test_no_file_of_a_run_holds_a_secret(place: Path) -> None:
     argument = f"--rewards.own.service_key={SETTING}"
-    launched(place, "ppo", f"--config={place / 'a.yaml'}", "--run.name=ppo", argument)
+    trackers = "--trackers=[wandb,tensorboard,trackio]"
+    launched(place, "ppo", f"--config={place / 'a.yaml'}", "--run.name=ppo", argument, trackers)
     run = place / "ppo"
+    if find_spec("trackio"):
+        assert b"rewards.own.service_key" in (run / "trackio" / "rlalign.db").read_bytes()
     assert list(run.glob("wandb/offline-run-*/*.wandb")) and list(run.glob("tensorboard/*"))
     assert (run / "model" / "README.md").is_file()
     assert leaks(run) == []

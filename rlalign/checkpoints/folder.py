@@ -35,6 +35,7 @@ from rlalign.files import (
     verify,
     write_atomically,
 )
+from rlalign.problems import CheckpointError as CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +45,6 @@ DAMAGED = "damaged-"
 ENTRY = 256  # bytes, at most, that a file's header or the manifest spends on one tensor or file
 STEP_NAME = re.compile(r"step-(\d{6,})")
 TENSORS_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written whole, or is not what was written."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`rlalign eval`, `compare`, `report`: what came out."""
+"""`rlalign eval`, `compare`, `report`, `watch`: what comes out."""
 
 from typing import Annotated
 
@@ -58,3 +58,18 @@ def report(
     from rlalign.reporting import main as run
 
     raise typer.Exit(run(runs, out, samples))
+
+
+@app.command(epilog="Example: rlalign watch runs/quickstart")
+def watch(
+    run: Annotated[
+        str | None, typer.Argument(help="A run's folder, or its name; by default the newest.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for a run that is not there.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Show how it is now, and end.")] = False,
+    rows: Annotated[int, typer.Option(min=0, help="Rows of before to show; 0: all.")] = 20,
+) -> None:
+    """Follow a run from its folder, wherever it runs; the exit code is the run's own."""
+    from rlalign.watch import main as run_it
+
+    raise typer.Exit(run_it(run, wait, once, rows))

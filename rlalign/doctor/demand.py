@@ -236,7 +236,10 @@ def weight_of(name: str) -> int:
 def lacking(config: PPORun, loaded: Sequence[str]) -> list[Finding]:
     """Extras and models that this configuration needs and that are not there."""
     findings, missing = [], missing_extras()
-    needed = {"classifiers": bool(loaded), "trackers": "tensorboard" in config.trackers}
+    needed = {
+        "classifiers": bool(loaded),
+        "trackers": bool({"tensorboard", "trackio"} & set(config.trackers)),
+    }
     wanted = [*loaded, config.model.name]
     absent = [n for n in wanted if embedded.is_embedded(n) and not embedded.is_prepared(n)]
     needed["embedded"] = any(embedded.PACKAGES[name].needs for name in absent)

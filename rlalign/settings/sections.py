@@ -322,7 +322,7 @@ class RunConfig(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     run: RunSection = RunSection()
     trl: TRLSection = TRLSection()
-    trackers: list[Literal["wandb", "tensorboard"]] = Field(
+    trackers: list[Literal["wandb", "tensorboard", "trackio"]] = Field(
         ["wandb"], description="beside metrics.jsonl and samples.jsonl, which are always written"
     )
     reward_files: list[str] = Field(

@@ -97,7 +97,8 @@ def train(
     with Session(config, prompts=prompts, rewards=rewards, ranks=ranks) as session:
         run = _Run(session, method, open_folder(session, f"{stem}-{method}"), caveats, quiet)
         try:
-            result = run.to_the_end()
+            with run.view:
+                result = run.to_the_end()
         except Interrupted:
             stopped = Preempted("stopped; TRL's trainers keep no checkpoint", can_go_on=False)
             run.ended(stopped)

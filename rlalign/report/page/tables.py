@@ -6,7 +6,7 @@ from typing import Any
 
 from rlalign.metrics import distinct_n
 from rlalign.report.changes import Change, Mean, change, changes
-from rlalign.report.live import duration
+from rlalign.report.live_text import duration
 from rlalign.report.markup import plain, safe
 from rlalign.report.page.record import RunRecord
 from rlalign.report.yardstick_table import (
