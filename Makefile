@@ -13,17 +13,18 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The build tool is installed beside the rest, so an editable install fetches nothing by itself.
 INSTALL := $(PIP) install -q -c constraints.txt
 JOB_EXTRAS := embedded,classifiers
-TEST_EXTRAS := embedded,classifiers,trackers,sweeps,math,dev
+TEST_EXTRAS := embedded,classifiers,trackers,sweeps,math,docs,dev
 # One plain process, said in full: `accelerate launch` lists every value that it had to guess.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 \
 	--mixed_precision no --dynamo_backend no
 
 .DEFAULT_GOAL := help
-.PHONY: help ppo test browser fuzz chaos prove seeds bench env env-test models clean distclean
+.PHONY: help ppo test docs browser fuzz chaos prove seeds bench env env-test models clean distclean
 
 help:
 	@echo 'make ppo        steer the embedded model with rewards        (ARGS="--train.iterations=80")'
 	@echo 'make test       ruff, mypy and pytest                        (ARGS="-k gae" goes to pytest)'
+	@echo 'make docs       the site: build/site/index.html, links checked (ARGS goes to mkdocs)'
 	@echo 'make browser    report.html and the page of compare in a real browser (installs Chromium)'
 	@echo 'make fuzz       hostile input: ten times as many cases as in the tests, new ones each time'
 	@echo 'make chaos      a run under faults at random, ten minutes, then compared (ARGS="--seed 7")'
@@ -43,6 +44,12 @@ test: env-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+# mkdocs is as old as its theme; the maintained successor of both, Zensical, reads the same file.
+docs: env-test
+	@$(BIN)/python docs/stage.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+	@echo 'built: build/site/index.html'
 
 # Debian's package where there is no browser yet and we may install one.
 browser: env-test

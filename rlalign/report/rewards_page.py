@@ -96,23 +96,23 @@ The same configuration gives the same numbers twice, and a resumed run those of 
   it small: an isolated reward's is sent back after every call. `rlalign rewards test` takes it to
   a second reward (`state`). Without the two methods, what a class remembers is lost at a resume.
 
-  ```python
-  @reward("my.novelty")  # 1 for a text that no call before held, else 0
-  class Novelty:
-      def __init__(self) -> None:
-          self.seen: set[str] = set()
+    ```python
+    @reward("my.novelty")  # 1 for a text that no call before held, else 0
+    class Novelty:
+        def __init__(self) -> None:
+            self.seen: set[str] = set()
 
-      def __call__(self, completions: list[str]) -> list[float]:
-          values = [float(text not in self.seen) for text in completions]
-          self.seen.update(completions)
-          return values
+        def __call__(self, completions: list[str]) -> list[float]:
+            values = [float(text not in self.seen) for text in completions]
+            self.seen.update(completions)
+            return values
 
-      def state_dict(self) -> dict:
-          return {"seen": sorted(self.seen)}
+        def state_dict(self) -> dict:
+            return {"seen": sorted(self.seen)}
 
-      def load_state_dict(self, state: dict) -> None:
-          self.seen = set(state["seen"])
-  ```
+        def load_state_dict(self, state: dict) -> None:
+            self.seen = set(state["seen"])
+    ```
 
 - **Switches of the process.** What a reward changes is put back after each call, with one warning:
   the working directory, signal handlers and the alarm, numpy's handling of errors, torch's threads,
