@@ -27,6 +27,7 @@ LAYERS = [
         "settings.audit_section",
         "settings.run_section",
         "settings.sections",
+        "settings.method_sections",
         "offsets",
     }
     | {

@@ -10,8 +10,9 @@ import torch
 from rlalign import loop, open_trainer
 from rlalign.checkpoints.folder import CheckpointError
 from rlalign.config import ConfigError, from_mapping, load_config
-from rlalign.methods import METHODS, AnyRun
+from rlalign.methods import METHODS
 from rlalign.session import Session
+from rlalign.settings.method_sections import AnyRun
 from rlalign.trainer import Trainer
 
 REWARDS = {

@@ -153,8 +153,8 @@ def probe(
 ) -> None:
     """Score texts of yours with the rewards of a configuration, and show which words earn it."""
     from rewards.compose import RewardSet, parse_entries
-    from rlalign.algorithms.ppo import PPORun
     from rlalign.config import load_config
+    from rlalign.settings.method_sections import PPORun
 
     given = parsed_columns(columns)
     argv = [f"--config={config}"] if config is not None else []

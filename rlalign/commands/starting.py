@@ -55,7 +55,7 @@ def show_config(
 ) -> None:
     """Print the resolved configuration as YAML."""
     from rlalign.config import json_schema, load_config, resolved_yaml
-    from rlalign.methods import AnyRun
+    from rlalign.settings.method_sections import AnyRun
 
     if markdown:
         from rlalign.report.configuration_page import configuration_page

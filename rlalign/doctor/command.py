@@ -11,7 +11,7 @@ from rich.text import Text
 import rlalign.ppo  # noqa: F401  all that a run imports, so that its memory can be measured
 from rewards.compose import RewardSet, parse_entries
 from rewards.contract import RewardConfigError
-from rlalign.algorithms.ppo import PPO, PPORun
+from rlalign.algorithms.ppo import PPO
 from rlalign.checkpoints.folder import CheckpointError
 from rlalign.config import ConfigError, load_config
 from rlalign.doctor.demand import Demand, demand
@@ -23,6 +23,7 @@ from rlalign.generation import check_engine
 from rlalign.ranks import allowed_cores
 from rlalign.runs import check_run
 from rlalign.session import check_samples
+from rlalign.settings.method_sections import PPORun
 from rlalign.startup import QUICKSTART, quiet_libraries, say
 from rlalign.terminal import plain_text
 

@@ -13,7 +13,6 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from rewards import embedded, registry
 from rewards.classifiers import first_line
-from rlalign.algorithms.ppo import PPORun
 from rlalign.config import ConfigError
 from rlalign.doctor.estimate import FLOAT32, Estimate, Part, Size, Work, estimate, total
 from rlalign.doctor.machine import (
@@ -27,6 +26,7 @@ from rlalign.doctor.machine import (
 from rlalign.models import check_quantization, check_tokenizer, compute_dtype, locate
 from rlalign.prompts import load_prompts, read_rows
 from rlalign.session import longest_prompt
+from rlalign.settings.method_sections import PPORun
 from rlalign.settings.sections import ModelSection, PromptsSection
 from rlalign.sizes import token_budget
 
