@@ -51,6 +51,8 @@ LAYERS = [
     }
     | {
         "terminal",
+        "cores",
+        "wandb_login",
         "redact",
         "startup",
         "settings.run_section",
@@ -68,7 +70,8 @@ LAYERS = [
     {f"algorithms.{name}" for name in ("ppo", "dpg", "reinforce")},
     {"session", "fitting"},
     {"dual", "objective"},
-    {"exits", "guard.endings", "trainer", "doctor.estimate", "doctor.machine"},
+    {"exits", "guard.endings", "trainer", "doctor.estimate"}
+    | {f"doctor.{name}" for name in ("checks", "packages", "processor", "places", "machine")},
     {"evaluate", "checkpoints.saving", "trained"}
     | {
         f"yardstick.{name}"
@@ -111,7 +114,7 @@ LAYERS = [
     {"checkpoints.fingerprint", "recording", "checkpoints.resuming"},
     {"loop"},
     {"trl_trainers.rewards", "trl_trainers.settings", "trl_trainers.record"},
-    {"doctor.demand", "doctor.probe_time"},
+    {"doctor.demand", "doctor.probe_time", "doctor.showing"},
     {f"sweeps.{name}" for name in ("parameters", "file", "child", "queue", "worker", "command")},
     {"project.making"},
     {"methods", "run_method", "dpg", "reinforce"}
@@ -124,6 +127,7 @@ LAYERS = [
         "compare",
         "reporting",
         "trl_trainers.run",
+        "doctor.for_run",
         "doctor.command",
         "cli",
     }

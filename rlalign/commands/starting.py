@@ -34,11 +34,14 @@ def doctor(
     processes: Annotated[
         int, typer.Option(min=1, help="Processes that the launcher will start.")
     ] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Whether a run can start here, what memory and time it takes, and what to change."""
+    """Whether a run can start here, what memory and time it takes, and what to change.
+
+    Without settings the machine alone is looked at, in about a second."""
     from rlalign.doctor.command import main as run
 
-    raise typer.Exit(run(context.args, not no_probe, processes))
+    raise typer.Exit(run(context.args, not no_probe, processes, as_json))
 
 
 @app.command(
