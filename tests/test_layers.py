@@ -19,6 +19,8 @@ LAYERS = [
         "settings.settle",
         "settings.reward_settings",
         "config",
+        "explaining",
+        "completion",
         "trust",
         "columns",
     }

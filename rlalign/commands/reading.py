@@ -4,20 +4,27 @@ from typing import Annotated
 
 import typer
 
+from rlalign import completion
 from rlalign.commands import PASS_ON
+from rlalign.completion import SettingsCommand
 
 app = typer.Typer()
 
 
 @app.command(
     name="eval",
+    cls=SettingsCommand,
     context_settings=PASS_ON,
     epilog="Example: rlalign eval runs/quickstart --config experiments/quickstart.yaml",
 )
 def evaluate(
     context: typer.Context,
     run_or_model: Annotated[
-        str, typer.Argument(help="A run's folder, a checkpoint's, a model's, or a hub id.")
+        str,
+        typer.Argument(
+            help="A run's folder, a checkpoint's, a model's, or a hub id.",
+            autocompletion=completion.runs,
+        ),
     ],
     out: Annotated[
         str | None, typer.Option(help="Folder of the results; by default the one measured.")
@@ -35,7 +42,12 @@ def evaluate(
 
 @app.command(epilog="Example: rlalign compare runs/dpg runs/ppo --out compare.html")
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="Folders that `rlalign eval` has measured.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders that `rlalign eval` has measured.", autocompletion=completion.runs
+        ),
+    ],
     out: Annotated[str, typer.Option(help="The page that is written.")] = "compare.html",
 ) -> None:
     """Put measured runs side by side on one page: distances, frontier, samples, what was lost."""

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from rlalign.columns import check_columns, parsed_columns
 from rlalign.report.marked import marked
+from rlalign.completion import kinds_of_line
 from rlalign.report.visible import visible
 from rlalign.reward_training import command
 from rlalign.startup import QUICKSTART
@@ -74,7 +75,12 @@ def list_rewards(
 
 @rewards_app.command(name="show", epilog="Example: rlalign rewards show topic.similarity")
 def show_reward(
-    name: Annotated[str, typer.Argument(help="A kind, as `rlalign rewards list` prints it.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A kind, as `rlalign rewards list` prints it.", autocompletion=kinds_of_line
+        ),
+    ],
     reward_files: RewardFiles = None,
 ) -> None:
     """One reward's meaning, parameters, bounds and an example."""
@@ -106,7 +112,10 @@ def conformance_test(
 @rewards_app.command(name="bench", epilog="Example: rlalign rewards bench lexical.contains")
 def bench(
     kinds: Annotated[
-        list[str] | None, typer.Argument(help="Kinds to measure; every one if left out.")
+        list[str] | None,
+        typer.Argument(
+            help="Kinds to measure; every one if left out.", autocompletion=kinds_of_line
+        ),
     ] = None,
     texts: Annotated[int, typer.Option(min=1, help="Texts in a batch.")] = 64,
     reward_files: RewardFiles = None,

@@ -3,11 +3,13 @@
 import typer
 
 from rlalign.commands import PASS_ON
+from rlalign.completion import SettingsCommand
 
 app = typer.Typer()
 
 
 @app.command(
+    cls=SettingsCommand,
     context_settings=PASS_ON,
     epilog="Example: rlalign ppo --config experiments/quickstart.yaml --ppo.lr=2e-5",
 )
@@ -19,6 +21,7 @@ def ppo(context: typer.Context) -> None:
 
 
 @app.command(
+    cls=SettingsCommand,
     context_settings=PASS_ON,
     epilog="Example: rlalign dpg --config experiments/quickstart.yaml "
     "--sampling.samples_per_prompt=8",
@@ -31,6 +34,7 @@ def dpg(context: typer.Context) -> None:
 
 
 @app.command(
+    cls=SettingsCommand,
     context_settings=PASS_ON,
     epilog="Example: rlalign reinforce --config experiments/quickstart.yaml "
     "--sampling.samples_per_prompt=4",
@@ -43,6 +47,7 @@ def reinforce(context: typer.Context) -> None:
 
 
 @app.command(
+    cls=SettingsCommand,
     context_settings=PASS_ON,
     epilog="Example: rlalign grpo --config experiments/quickstart.yaml --trl.num_generations=16",
 )
@@ -54,6 +59,7 @@ def grpo(context: typer.Context) -> None:
 
 
 @app.command(
+    cls=SettingsCommand,
     context_settings=PASS_ON,
     epilog="Example: rlalign rloo --config experiments/quickstart.yaml --trl.num_generations=16",
 )

@@ -8,6 +8,7 @@ from typing import Any
 from rlalign.problems import dotted
 
 Node = dict[str, Any]
+SHORTENED = 3  # letters of a name that may stand for all of it
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,11 @@ def _bounds(leaf: Node) -> str:
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate that a misspelt name most likely meant."""
-    matches = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
+    names = list(candidates)
+    begun = [other for other in names if len(name) >= SHORTENED and other.startswith(name)]
+    if begun:  # `temp` means temperature
+        return min(begun, key=len)
+    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return matches[0] if matches else None
 
 
