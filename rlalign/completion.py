@@ -45,10 +45,15 @@ def items(found: Sequence[tuple[str, str]], incomplete: str, shown: str) -> list
     from typer._click.shell_completion import CompletionItem  # what its own commands return
 
     return [
-        CompletionItem(shown + name, help=meaning)
+        CompletionItem(shown + name, help=harmless(meaning) or None)
         for name, meaning in found
         if name.startswith(incomplete)
     ]
+
+
+def harmless(meaning: str) -> str:
+    """A meaning as far as its first pause: zsh's script takes quotes, colons and brackets apart."""
+    return re.split(r"[^\w ,.+-]", meaning, maxsplit=1)[0].strip()
 
 
 def typed() -> list[str]:
