@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from rlalign.nearby import file_hint, run_hint
 from rlalign.problems import ConfigError, Problems, dotted, shown
 from rlalign.settings.fields import Section
 from rlalign.settings.overrides import Override, dump_yaml, parse_argv, read_yaml
@@ -141,7 +142,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"has more than {LARGEST_FILE:,} bytes; it is no configuration")
         value = read_yaml(content.decode("utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"--config {path}: no such file in {Path.cwd()}") from error
+        hint = file_hint(path) or run_hint(path)
+        raise ConfigError(f"--config {path}: no such file in {Path.cwd()}{hint}") from error
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

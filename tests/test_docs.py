@@ -185,10 +185,15 @@ def test_commands_exist_and_take_what_is_shown(line, readers_folder):
 def check_rlalign(arguments):
     """The command's own parser takes the arguments; settings load as a configuration."""
     name, *rest = arguments
-    if name in ("ppo", "config", "doctor"):
-        settings = [a for a in rest if a.partition("=")[0] not in OWN_OPTIONS and a != ">"]
-        settings = [a for a in settings if a != "docs/configuration.md"]  # where > sends it
+    rest = rest[: rest.index(">")] if ">" in rest else rest
+    if name.startswith("--"):
+        known = [o for p in typer.main.get_command(cli.app).params for o in p.opts]
+        assert name in [*known, "--help"]
+    elif name in ("config", "doctor"):
+        settings = group(name).make_context(name, rest).args
         load_config(PPORun, settings, default="experiments/quickstart.yaml")
+    elif name == "ppo":
+        load_config(PPORun, rest, default="experiments/quickstart.yaml")
     elif name in METHODS:
         load_config(METHODS[name].run_model, rest, default="experiments/quickstart.yaml")
     elif name == "eval":
@@ -262,7 +267,7 @@ def check_wandb(arguments):
         assert yaml.safe_load(Path(arguments[1]).read_text("utf-8"))["command"]
 
 
-OWN_OPTIONS = ("--schema", "--markdown", "--no-probe", "--processes", "--trust")
+OWN_OPTIONS = ("--trust",)
 CHECKS = {
     "rlalign": check_rlalign, "accelerate": check_accelerate, "make": check_make,
     "python": check_python, "pip": check_pip, "wandb": check_wandb,

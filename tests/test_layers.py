@@ -20,6 +20,7 @@ LAYERS = [
         "settings.reward_settings",
         "config",
         "explaining",
+        "nearby",
         "completion",
         "trust",
         "columns",

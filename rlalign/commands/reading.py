@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from rlalign import completion
-from rlalign.commands import PASS_ON
+from rlalign.commands import PASS_ON, passed_on
 from rlalign.completion import SettingsCommand
 
 app = typer.Typer()
@@ -37,7 +37,7 @@ def evaluate(
     """Measure any run or model against a target: moments, divergences, diversity (docs/eval.md)."""
     from rlalign.measure import main as run
 
-    raise typer.Exit(run(run_or_model, context.args, out, trust))
+    raise typer.Exit(run(run_or_model, passed_on(context), out, trust))
 
 
 @app.command(epilog="Example: rlalign compare runs/dpg runs/ppo --out compare.html")

@@ -245,11 +245,12 @@ def _costs_table(outcomes: "Sequence[Cost | NotMeasured]") -> Table:
 
 def _load(reward_files: Sequence[str] | None, option: str = "--reward_files ") -> None:
     from rewards import registry
+    from rlalign.nearby import file_hint
     from rlalign.problems import ConfigError
 
     for file in reward_files or ():
         if not Path(file).is_file():
-            raise ConfigError(f"{option}{file}: no such file in {Path.cwd()}")
+            raise ConfigError(f"{option}{file}: no such file in {Path.cwd()}{file_hint(file)}")
         registry.load_file(file)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rlalign.commands import PASS_ON
+from rlalign.commands import PASS_ON, passed_on
 from rlalign.completion import SettingsCommand, settings_of_line
 from rlalign.startup import QUICKSTART
 from rlalign.terminal import plain_text, printable
@@ -45,7 +45,7 @@ def doctor(
     Without settings the machine alone is looked at, in about a second."""
     from rlalign.doctor.command import main as run
 
-    raise typer.Exit(run(context.args, not no_probe, processes, as_json))
+    raise typer.Exit(run(passed_on(context), not no_probe, processes, as_json))
 
 
 @app.command(
@@ -82,15 +82,15 @@ def show_config(
 
         print(configuration_page(AnyRun), end="")
     elif explain:
-        _explain(explain, context.args)
+        _explain(explain, passed_on(context))
     elif diff is not None:
         _diff(*diff)
     elif schema:  # a configuration's own reward files add to the kinds
-        if context.args:
-            load_config(AnyRun, context.args, QUICKSTART)
+        if passed_on(context):
+            load_config(AnyRun, passed_on(context), QUICKSTART)
         print(json.dumps(json_schema(AnyRun), indent=2, ensure_ascii=False))
     else:
-        print(resolved_yaml(load_config(AnyRun, context.args, QUICKSTART)), end="")
+        print(resolved_yaml(load_config(AnyRun, passed_on(context), QUICKSTART)), end="")
 
 
 def _explain(names: list[str], arguments: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 import typer
 
-from rlalign.commands import PASS_ON
+from rlalign.commands import PASS_ON, passed_on
 from rlalign.completion import SettingsCommand
 
 app = typer.Typer()
@@ -17,7 +17,7 @@ def ppo(context: typer.Context) -> None:
     """Train with PPO; settings are written --section.key=value."""
     from rlalign.ppo import main as run
 
-    raise typer.Exit(run(context.args))
+    raise typer.Exit(run(passed_on(context)))
 
 
 @app.command(
@@ -30,7 +30,7 @@ def dpg(context: typer.Context) -> None:
     """Train with the distributional policy gradient, toward the target (docs/target.md)."""
     from rlalign.dpg import main as run
 
-    raise typer.Exit(run(context.args))
+    raise typer.Exit(run(passed_on(context)))
 
 
 @app.command(
@@ -43,7 +43,7 @@ def reinforce(context: typer.Context) -> None:
     """Train with REINFORCE and a leave-one-out baseline (RLOO)."""
     from rlalign.reinforce import main as run
 
-    raise typer.Exit(run(context.args))
+    raise typer.Exit(run(passed_on(context)))
 
 
 @app.command(
@@ -55,7 +55,7 @@ def grpo(context: typer.Context) -> None:
     """Train with TRL's GRPO on the settings of a PPO run (docs/trl.md)."""
     from rlalign.trl_trainers.run import main as run
 
-    raise typer.Exit(run("grpo", context.args))
+    raise typer.Exit(run("grpo", passed_on(context)))
 
 
 @app.command(
@@ -67,4 +67,4 @@ def rloo(context: typer.Context) -> None:
     """Train with TRL's RLOO on the settings of a PPO run (docs/trl.md)."""
     from rlalign.trl_trainers.run import main as run
 
-    raise typer.Exit(run("rloo", context.args))
+    raise typer.Exit(run("rloo", passed_on(context)))

@@ -201,6 +201,8 @@ def unknown_setting(root: Node, path: Sequence[str]) -> str:
     if typed in known:  # a file's key with a dot in it
         *above, leaf = typed.split(".")
         return f"{typed} is unknown; nest it: {': {'.join(above)}: {{{leaf}: …{'}' * len(above)}"
+    if len(path) == 1 and nearest(typed, ["config"]):
+        return f"{typed} is unknown; did you mean --config FILE?"
     groups = {name.rpartition(".")[0] for name in known} - {""}
     close = nearest_path(typed, [*known, *sorted(groups)])
     if close:
