@@ -125,7 +125,7 @@ def test_a_meaning_cannot_break_zshs_script():
 
 TIMED = """
 import os, sys
-os.environ |= {"COMP_WORDS": "rlalign\\nppo\\n--rewards.", "COMP_CWORD": "2"}
+os.environ |= {"COMP_WORDS": "rlalign\\nppo\\n--", "COMP_CWORD": "2"}
 os.environ["_RLALIGN_COMPLETE"] = "complete_bash"
 from rlalign.cli import main
 try:

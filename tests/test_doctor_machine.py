@@ -143,6 +143,7 @@ def test_threads_too_many_are_found_and_one_that_accelerate_sets_is_explained():
 def test_a_quota_of_processor_time_is_read_in_both_versions(tmp_path):
     write(tmp_path, {"a/proc/self/cgroup": "0::/x/y\n", "a/sys/fs/cgroup/x/y/cpu.max": "max 1"})
     write(tmp_path, {"a/sys/fs/cgroup/x/cpu.max": "150000 100000\n"})
+    write(tmp_path, {"a/sys/fs/cgroup/cpu.max": "400000 100000\n"})
     assert cpu_quota(tmp_path / "a") == 1.5
     old = "b/sys/fs/cgroup/cpu/job/cpu.cfs_"
     write(tmp_path, {"b/proc/self/cgroup": "4:cpuacct,cpu:/job\n"})
@@ -237,6 +238,10 @@ def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path, monkeypatch):
     assert places.disk(str(tmp_path / "new/runs")).state == "ok"
     assert list(tmp_path.iterdir()) == []  # the trial leaves nothing
 
+    flushed = []
+    monkeypatch.setattr(places.os, "fsync", flushed.append)
+    assert places.try_writing(tmp_path) == "" and len(flushed) == 2  # the file and its folder
+
     def refuse(descriptor):
         raise OSError(5, "Input/output error")
 
@@ -248,7 +253,8 @@ def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path, monkeypatch):
 MOUNTS = (
     "26 1 254:0 / / rw - ext4 /dev/vda rw\n"
     "30 26 0:4 / /data rw shared:1 - nfs4 host:/x rw\n"
-    "31 26 0:5 / /data/my\\040runs rw - tmpfs none rw\n"
+    "31 26 0:5 / /data/my\\040runs rw - ext4 /dev/b rw\n"
+    "32 31 0:6 / /data/my\\040runs rw - tmpfs none rw\n"
 )
 
 

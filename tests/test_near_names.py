@@ -103,5 +103,7 @@ def test_nothing_near_is_left_unsaid(capsys):
 
 
 def test_a_model_of_the_hub_is_no_misspelt_run(place):
-    (place / "Qwen/Qwen3-0.6B").mkdir(parents=True)  # a model, not a run
-    assert run_hint("Qwen/Qwen3-1.7B") == ""
+    (place / "org/model-small").mkdir(parents=True)  # a model, not a run
+    assert run_hint("org/model-smaller") == ""
+    (place / "org/model-small/run.json").write_text("{}")
+    assert run_hint("org/model-smaller") == "; did you mean org/model-small?"
