@@ -91,8 +91,8 @@ def test_python_takes_a_method_by_name(tmp_path):
         method="dpg",
     )
     assert "dpg/divergence" in trainer.step(trainer.generate())
-    with pytest.raises(ConfigError, match=r"method='pp' is unknown; there are ppo, dpg, reinforce"):
-        open_trainer({}, method="pp")
+    with pytest.raises(ConfigError, match=r"method='quite' is unknown; there are ppo, dpg, reinforce"):
+        open_trainer({}, method="quite")
 
 
 def test_a_checkpoint_of_another_method_or_wish_is_not_taken_for_ones_own(tmp_path):
