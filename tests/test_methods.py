@@ -91,7 +91,7 @@ def test_python_takes_a_method_by_name(tmp_path):
         method="dpg",
     )
     assert "dpg/divergence" in trainer.step(trainer.generate())
-    with pytest.raises(ConfigError, match=r"method='quite' is unknown; there are ppo, dpg, reinforce"):
+    with pytest.raises(ConfigError, match="is unknown; there are ppo, dpg, reinforce"):
         open_trainer({}, method="quite")
 
 

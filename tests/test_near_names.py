@@ -70,6 +70,7 @@ LINES = [
     (["doctor", "--no-probe", "--model.name=./my-modle"], "did you mean my-model?"),
     (["eval", "runs/quikstart"], "did you mean runs/quickstart?"),
     (["eval", "quikstart", "--out=x"], "did you mean runs/quickstart?"),
+    (["report", "runs/quikstart"], "did you mean runs/quickstart?"),
     (["compare", "runs/quikstart"], "did you mean runs/quickstart?"),
 ]
 # fmt: on

@@ -58,7 +58,10 @@ def compare(
 
 @app.command(epilog="Example: rlalign report runs/ppo runs/dpg --out report.html")
 def report(
-    runs: Annotated[list[str], typer.Argument(help="Runs' folders, finished or not.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="Runs' folders, finished or not.", autocompletion=completion.runs),
+    ],
     out: Annotated[
         str | None, typer.Option(help="The page; of one run by default report.html in its folder.")
     ] = None,
