@@ -78,7 +78,11 @@ def report(
 @app.command(epilog="Example: rlalign watch runs/quickstart")
 def watch(
     run: Annotated[
-        str | None, typer.Argument(help="A run's folder, or its name; by default the newest.")
+        str | None,
+        typer.Argument(
+            help="A run's folder, or its name; by default the newest.",
+            autocompletion=completion.runs,
+        ),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for a run that is not there.")] = False,
     once: Annotated[bool, typer.Option("--once", help="Show how it is now, and end.")] = False,
