@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rlalign.columns import check_columns, parsed_columns
-from rlalign.report.marked import marked
 from rlalign.completion import kinds_of_line
+from rlalign.report.marked import marked
 from rlalign.report.visible import visible
 from rlalign.reward_training import command
 from rlalign.startup import QUICKSTART
