@@ -9,9 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlalign.columns import check_columns, parsed_columns
 from rlalign.completion import kinds_of_line
-from rlalign.report.marked import marked
 from rlalign.report.visible import visible
 from rlalign.reward_training import command
 from rlalign.startup import QUICKSTART
@@ -162,6 +160,7 @@ def probe(
 ) -> None:
     """Score texts of yours with the rewards of a configuration, and show which words earn it."""
     from rewards.compose import RewardSet, parse_entries
+    from rlalign.columns import check_columns, parsed_columns
     from rlalign.config import load_config
     from rlalign.settings.method_sections import PPORun
 
@@ -200,6 +199,8 @@ def _span_lines(
     output: "RewardOutput", texts: Sequence[str], *, is_coloured: bool
 ) -> Iterator[Text]:
     """For each reward with spans the texts with them, credits in the reward's own units."""
+    from rlalign.report.marked import marked
+
     for name, of_reward in zip(output.names, output.own_spans, strict=True):
         if any(of_reward):
             meaning = "green earns, red costs" if is_coloured else "[start:end] credit"
