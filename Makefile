@@ -2,7 +2,9 @@
 # Once .venv and the model cache are filled, none of these needs a network.
 
 PYTHON ?= python3
-VENV := .venv
+# Another TRL than the pinned one, in an environment of its own: make test TRL=1.13.0
+TRL ?=
+VENV ?= .venv$(if $(TRL),-trl-$(subst *,x,$(TRL)))
 BIN := $(VENV)/bin
 # More for the job: make ppo ARGS="--train.iterations=80", make test ARGS="-k gae".
 ARGS ?=
@@ -19,11 +21,13 @@ LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 \
 	--mixed_precision no --dynamo_backend no
 
 .DEFAULT_GOAL := help
-.PHONY: help ppo test docs browser fuzz chaos prove seeds bench env env-test models clean distclean
+.PHONY: help ppo test docs browser fuzz chaos prove seeds bench env env-test models same-python \
+	clean distclean
 
 help:
 	@echo 'make ppo        steer the embedded model with rewards        (ARGS="--train.iterations=80")'
 	@echo 'make test       ruff, mypy and pytest                        (ARGS="-k gae" goes to pytest)'
+	@echo '                PYTHON=python3.13 names an interpreter, TRL=1.13.0 another TRL'
 	@echo 'make docs       the site: build/site/index.html, links checked (ARGS goes to mkdocs)'
 	@echo 'make browser    report.html and the page of compare in a real browser (installs Chromium)'
 	@echo 'make fuzz       hostile input: ten times as many cases as in the tests, new ones each time'
@@ -82,8 +86,16 @@ bench: models benchmarks/.trl-1.12.0/.installed
 models: env
 	@$(BIN)/python -m rewards.embedded > /dev/null
 
-env: $(VENV)/.installed-job
-env-test: $(VENV)/.installed-test
+env: same-python $(VENV)/.installed-job
+env-test: same-python $(VENV)/.installed-test
+
+# An environment that is there keeps its interpreter: one that is named and differs is an error.
+same-python:
+ifneq ($(filter command environment,$(origin PYTHON)),)
+	@[ ! -e $(VENV)/.created ] || [ "$$($(BIN)/python -V)" = "$$($(PYTHON) -V)" ] || { \
+		echo "error: $(VENV) is of $$($(BIN)/python -V), and PYTHON=$(PYTHON) is $$($(PYTHON) -V):" \
+		"name another folder, VENV=.venv-other, or make distclean first" >&2; exit 1; }
+endif
 
 # A stamp is the last thing that a recipe writes, so what failed is tried again.
 $(VENV)/.created:
@@ -102,6 +114,7 @@ $(VENV)/.installed-test: $(VENV)/.created pyproject.toml setup.py constraints.tx
 	@echo "installing into $(VENV) what constraints.txt pins, with the tools of the tests"
 	@$(INSTALL) setuptools
 	@$(INSTALL) --no-build-isolation -e '.[$(TEST_EXTRAS)]'
+	@$(if $(TRL),$(PIP) install -q --no-deps --upgrade 'trl==$(TRL)',:)
 	@touch $(VENV)/.installed-job $@
 
 # The last TRL with PPO, beside the one that is used: only benchmarks/trl_ppo.py sees it.

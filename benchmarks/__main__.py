@@ -85,7 +85,7 @@ def words(text: str) -> list[str]:
 
 
 def len_cores() -> int:
-    from rlalign.ranks import allowed_cores
+    from rlalign.cores import allowed_cores
 
     return allowed_cores()
 

@@ -15,6 +15,7 @@ from rlalign.loop import Result
 from rlalign.methods import METHODS
 from rlalign.runs import check_run
 from rlalign.session import RewardFunction, Session
+from rlalign.settings.schema import nearest
 from rlalign.settings.sections import RunConfig
 from rlalign.startup import is_rank_zero, say
 from rlalign.trainer import Trainer
@@ -94,7 +95,9 @@ def resolve(
 ) -> RunConfig:
     """The checked configuration; a model's name given beside it counts as an override."""
     if method not in METHODS:
-        raise ConfigError(f"method={method!r} is unknown; there are {', '.join(METHODS)}")
+        close = nearest(method, METHODS)
+        hint = f"did you mean {close!r}?" if close else f"there are {', '.join(METHODS)}"
+        raise ConfigError(f"method={method!r} is unknown; {hint}")
     if isinstance(model, str) and isinstance(overrides, Mapping):
         overrides = {**overrides, "model.name": model}
     elif isinstance(model, str):

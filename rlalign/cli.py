@@ -16,7 +16,6 @@ app = typer.Typer(
     epilog="Example: rlalign ppo --config experiments/quickstart.yaml --kl.coef=0.2",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
     invoke_without_command=True,
 )
 for commands in (training.app, reading.app, trying.app, sweeping.app, starting.app):
@@ -26,32 +25,40 @@ app.add_typer(rewards.rewards_app, name="rewards")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 2 configuration, 4 resources, 5 reward."""
-    from rewards.contract import RewardConfigError, RewardError
-    from rewards.embedded import EmbeddedError
-    from rlalign.files import DiskError
-    from rlalign.problems import ConfigError
-
     try:
         code = app(
             args=list(sys.argv[1:] if argv is None else argv),
             prog_name="rlalign",
             standalone_mode=False,
         )
-    except (ConfigError, RewardConfigError) as error:
-        return _fail(str(error), 2)
-    except EmbeddedError as error:
-        return _fail(str(error), 4)
-    except RewardError as error:
-        return _fail(str(error), 5)
-    except DiskError as error:
-        from rlalign.exits import exit_code
-
-        return _fail(str(error), exit_code(error))
     except TyperException as error:
         return _fail(f"rlalign: {error.format_message()} (`rlalign --help` lists the commands)", 2)
     except typer.Abort:
         return _fail("rlalign: interrupted", 130)
+    except Exception as error:
+        of_ours = _exit_code(error)
+        if of_ours is None:
+            raise
+        return _fail(str(error), of_ours)
     return code if isinstance(code, int) else 0
+
+
+def _exit_code(error: Exception) -> int | None:
+    """Of an error of ours; their modules take longer to import than most answers to be made."""
+    from rewards.contract import RewardConfigError, RewardError
+    from rewards.embedded import EmbeddedError
+    from rlalign.files import DiskError
+    from rlalign.problems import ConfigError
+
+    if isinstance(error, DiskError):
+        from rlalign.exits import exit_code
+
+        return exit_code(error)
+    if isinstance(error, ConfigError | RewardConfigError):
+        return 2
+    if isinstance(error, EmbeddedError):
+        return 4
+    return 5 if isinstance(error, RewardError) else None
 
 
 def _fail(message: str, code: int) -> int:

@@ -15,6 +15,7 @@ from rich.text import Text
 from rlalign.config import ConfigError
 from rlalign.exits import run_safely
 from rlalign.files import write_atomically
+from rlalign.nearby import run_hint
 from rlalign.report.compare_page import compare_page
 from rlalign.report.compare_readings import distance, notes, settings, titled
 from rlalign.report.eval_file import read_eval
@@ -95,6 +96,8 @@ def labels_of(folders: Sequence[Path]) -> list[str]:
 
 
 def read(folder: Path, label: str) -> Measured:
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder in {Path.cwd()}{run_hint(folder)}")
     content = read_eval(folder)
     samples, metrics = folder / "eval_samples.jsonl", folder / "metrics.jsonl"
     try:

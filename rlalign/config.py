@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from rlalign.nearby import file_hint, run_hint
 from rlalign.problems import ConfigError, Problems, dotted, shown
 from rlalign.settings.fields import Section
 from rlalign.settings.overrides import Override, dump_yaml, parse_argv, read_yaml
@@ -61,7 +62,7 @@ def load_config(
         if line.config is not None:
             base = read_file(line.config)
         elif default is not None:
-            base = read_file(_default_file(Path(default)))
+            base = read_file(default_file(default))
     except ConfigError as error:
         problems.say(str(error))
         problems.raise_if_any()
@@ -128,7 +129,12 @@ def json_schema(run_model: type[Section]) -> dict[str, Any]:
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file; ConfigError names the file, and the line where it breaks."""
+    """The mapping in a YAML file; ConfigError names the file, and the line where it breaks.
+
+    A run's folder stands for the `config.yaml` in it.
+    """
+    if (Path(path) / "config.yaml").is_file():
+        path = Path(path) / "config.yaml"
     try:
         with open(path, "rb") as file:
             content = file.read(LARGEST_FILE + 1)  # not its size: a pipe, or /dev/zero, has none
@@ -136,7 +142,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"has more than {LARGEST_FILE:,} bytes; it is no configuration")
         value = read_yaml(content.decode("utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"--config {path}: no such file in {Path.cwd()}") from error
+        hint = file_hint(path) or run_hint(path)
+        raise ConfigError(f"--config {path}: no such file in {Path.cwd()}{hint}") from error
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -157,7 +164,9 @@ def _schema_of(run_model: type[Section]) -> Node:
     return run_model.model_json_schema()
 
 
-def _default_file(default: Path) -> Path:
+def default_file(default: str | Path) -> Path:
+    """The default configuration's file: away from a checkout the one in the installed package."""
+    default = Path(default)
     packaged = PACKAGED / default.name
     if default.exists() or not packaged.exists():
         return default

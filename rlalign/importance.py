@@ -9,10 +9,6 @@ from rlalign.kl import safe_exp
 from rlalign.masking import SumOverRanks, masked_moments, one_rank
 
 DEFAULT_CAP = 2.0
-WHAT = (
-    "cap on each token's weight, its probability under the trainer over that under the sampler; "
-    "null: no weights; auto: 2 where `sampling.engine` is vllm, else null"
-)
 
 
 def sampler_cap(setting: float | Literal["auto"] | None, engine: str) -> float | None:

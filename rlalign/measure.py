@@ -10,6 +10,7 @@ from rlalign.config import ConfigError, from_mapping, load_config
 from rlalign.exits import run_safely
 from rlalign.fitting import InfeasibleError, fit_target
 from rlalign.methods import METHODS
+from rlalign.nearby import run_hint
 from rlalign.optimum import shared_warnings
 from rlalign.report.yardstick_picture import draw_yardstick
 from rlalign.report.yardstick_table import yardstick_table
@@ -46,6 +47,8 @@ def measure(
     """
     folder = Path(run_or_model).expanduser()
     place = Path(out) if out is not None else folder
+    if not folder.exists() and (hint := run_hint(folder)):  # else it may be the hub's
+        raise ConfigError(f"{run_or_model}: no such folder in {Path.cwd()}{hint}")
     if not place.is_dir():
         if out is None:
             raise ConfigError(

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rlalign.algorithms.dpg import DPG, DPGRun, DPGSection
-from rlalign.algorithms.ppo import PPO, PPORun
-from rlalign.algorithms.reinforce import Reinforce, ReinforceRun, ReinforceSection
+from rlalign.algorithms.dpg import DPG
+from rlalign.algorithms.ppo import PPO
+from rlalign.algorithms.reinforce import Reinforce
 from rlalign.objective import Objective
+from rlalign.settings.method_sections import DPGRun, PPORun, ReinforceRun
 from rlalign.settings.sections import RunConfig
 
 
@@ -22,13 +23,3 @@ METHODS = {
     "dpg": Method(DPGRun, DPG),
     "reinforce": Method(ReinforceRun, Reinforce),
 }
-
-
-class AnyRun(PPORun):
-    """Every method's settings at once: what a configuration file may hold. No run has this model.
-
-    A method reads the shared sections and its own, and leaves the others' alone.
-    """
-
-    dpg: DPGSection = DPGSection()
-    reinforce: ReinforceSection = ReinforceSection()

@@ -25,6 +25,7 @@ from rewards import classifiers, embedded
 from rewards.classifiers import first_line
 from rlalign import trl_bridge
 from rlalign.config import ConfigError
+from rlalign.nearby import folder_hint
 from rlalign.policy import Policy
 from rlalign.products import speed_up_lora
 from rlalign.settings.sections import LoraSection, ModelSection
@@ -63,7 +64,7 @@ def locate(model: ModelSection) -> str:
             )
         return model.name
     if not path.is_dir():
-        raise ConfigError(f"model.name={model.name}: there is no such directory")
+        raise ConfigError(f"model.name={model.name}: there is no such directory{folder_hint(path)}")
     if not (path / "config.json").is_file():
         raise ConfigError(f"model.name={model.name}: the directory has no config.json")
     if not any(any(path.glob(pattern)) for pattern in WEIGHTS):

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from rewards.trl_style import Messages, prompt_text
 from rlalign import trl_bridge
 from rlalign.config import ConfigError
+from rlalign.nearby import file_hint
 from rlalign.problems import shown
 from rlalign.settings.overrides import DEEPEST
 from rlalign.settings.sections import PromptsSection
@@ -217,7 +218,7 @@ def read_rows(path: str, split: str, setting: str) -> Sequence[Row]:
     # A hub id may end in a version, as in org/name-1.0; a file's ending starts with a letter.
     looks_local = path.startswith((".", "/", "~")) or file.suffix[1:2].isalpha()
     if looks_local and not file.exists():
-        raise ConfigError(f"{setting}={path}: there is no such file")
+        raise ConfigError(f"{setting}={path}: there is no such file{file_hint(path)}")
     if file.is_file() and file.suffix != ".parquet":
         raise ConfigError(
             f"{setting}={path}: not a .jsonl or .parquet file; write an object a line, as "
@@ -252,7 +253,7 @@ def read_jsonl(file: Path, setting: str) -> list[Row]:
 def numbered_rows(file: Path, setting: str) -> list[tuple[int, Row]]:
     """The objects of a JSONL file, each with its line's number; empty lines are passed over."""
     if not file.is_file():
-        raise ConfigError(f"{setting}={file}: there is no such file")
+        raise ConfigError(f"{setting}={file}: there is no such file{file_hint(file)}")
     rows: list[tuple[int, Row]] = []
     try:
         # Not splitlines: it also splits at U+2028, which may stand inside a JSON string.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,18 +12,9 @@ from rlalign.divergences import divergence
 from rlalign.kl import IN_THE_LOSS
 from rlalign.masking import last_index, whole_response
 from rlalign.partition import Gather, Partition, keys_of, same
+from rlalign.settings.method_sections import Divergence
 from rlalign.settings.sections import RunConfig
 from rlalign.types import PromptBatch, ScoredRollout
-
-Name = Literal[
-    "forward_kl", "reverse_kl", "js", "tv", "forward_chi2", "reverse_chi2", "hellinger", "alpha"
-]
-WHAT = (
-    "forward_kl is KL(P_T||policy), reverse_kl KL(policy||P_T), js Jensen-Shannon, tv total "
-    "variation; so chi2, too; alpha takes its order from `alpha`"
-)
-ORDER = "order of the alpha-divergence: forward_kl at 0, reverse_kl at 1"
-MEMORY = "samples of a prompt over which its log Z(x) is averaged"
 
 
 @dataclass(frozen=True)
@@ -37,7 +28,9 @@ class Normalised:
 class PseudoReward:
     """-f'(policy / P_T) for one divergence, with the running log Z(x) that P_T needs."""
 
-    def __init__(self, name: Name, alpha: float, memory: int, clip: float | None = None) -> None:
+    def __init__(
+        self, name: Divergence, alpha: float, memory: int, clip: float | None = None
+    ) -> None:
         self.divergence = divergence(name, alpha)
         self.clip = clip
         self.partition = Partition(memory)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rewards.contract import RewardConfigError, RewardError
 from rlalign.config import ConfigError
+from rlalign.cores import allowed_cores
 from rlalign.guard.whereabouts import HERE, Interrupted
 from rlalign.heap import is_out_of_memory
 
@@ -259,11 +260,6 @@ def set_threads(threads: int | Literal["auto"]) -> int:
     count = threads if isinstance(threads, int) else max(allowed_cores() // local, 1)
     torch.set_num_threads(count)
     return count
-
-
-def allowed_cores() -> int:
-    """Cores that this process may use, which can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_launched() -> bool:

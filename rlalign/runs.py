@@ -25,6 +25,7 @@ from rlalign.files import (
     read_json,
     write_atomically,
 )
+from rlalign.nearby import checkpoint_hint
 from rlalign.problems import CheckpointError, ConfigError
 from rlalign.redact import redact_command, redact_text
 from rlalign.settings.run_section import RunSection
@@ -184,6 +185,7 @@ def check_run(run: RunSection) -> None:
             raise CheckpointError(
                 f"run.resume={run.resume!r}: there is no checkpoint (no {MANIFEST} in it); use "
                 "never, auto, or a folder such as runs/NAME/checkpoints/step-000010"
+                f"{checkpoint_hint(checkpoint)}"
             )
     path = Path(run.dir) / run.name
     if run.resume == "never" and run.name != "auto" and path.is_dir() and holds_a_run(path):

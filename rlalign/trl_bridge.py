@@ -99,7 +99,21 @@ def vllm_logprobs_mode(generation: Any) -> str:
     """
     if generation.mode == "colocate" or not generation.accelerator.is_main_process:
         return "processed_logprobs"
-    return str(generation.vllm_client.get_server_info()["model_config"]["logprobs_mode"])
+    return str(_server_info(generation.vllm_client)["model_config"]["logprobs_mode"])
+
+
+def _server_info(client: Any) -> Any:
+    """How a vLLM server was started, by its own word: TRL's client asks for it from 1.16 on."""
+    if hasattr(client, "get_server_info"):
+        return client.get_server_info()
+    address = f"{client.base_url}/server_info"
+    reply = client.session.get(address, params={"config_format": "json"}, timeout=60)
+    if reply.status_code == 404:
+        raise RuntimeError(
+            f"{address} is not there: start the server with VLLM_SERVER_DEV_MODE=1 (docs/vllm.md)"
+        )
+    reply.raise_for_status()
+    return reply.json()["vllm_config"]
 
 
 def remove_printer(trainer: Any) -> None:

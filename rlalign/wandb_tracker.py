@@ -2,19 +2,18 @@
 
 import contextlib
 import logging
-import netrc
 import os
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import wandb
 
 from rlalign.files import encodable
 from rlalign.runs import RunFolder
+from rlalign.wandb_login import logged_in
 
 logger = logging.getLogger(__name__)
 
@@ -88,19 +87,6 @@ def sample_table(step: int, rows: Sequence[Mapping[str, Any]]) -> wandb.Table:
         for row in rows
     ]
     return wandb.Table(columns=columns, data=data)
-
-
-def logged_in() -> bool:
-    """Whether there is an API key for W&B's server, in the environment or a netrc file."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
-    named = os.environ.get("NETRC")
-    for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
-        with contextlib.suppress(OSError, netrc.NetrcParseError):
-            if netrc.netrc(str(path)).authenticators(host):
-                return True
-    return False
 
 
 def _start(run: RunFolder, run_id: str, config: Mapping[str, Any]) -> wandb.Run:

@@ -82,6 +82,9 @@ def check_rlalign(arguments):
             assert set(rest) - {"|"} <= set(command.commands)
             return
         name, *rest = rest
+        if name.startswith("--"):  # an option of rlalign itself
+            assert name in [*(o for each in command.params for o in each.opts), "--help"]
+            return
         command = command.commands[name]
     if hasattr(command, "commands"):
         return  # `rlalign rewards` prints its help

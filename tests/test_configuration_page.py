@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from rlalign.methods import AnyRun
 from rlalign.report.configuration_page import configuration_page
+from rlalign.settings.method_sections import AnyRun
 from rlalign.settings.schema import settings
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"

@@ -19,6 +19,9 @@ LAYERS = [
         "settings.settle",
         "settings.reward_settings",
         "config",
+        "explaining",
+        "nearby",
+        "completion",
         "trust",
         "columns",
     }
@@ -27,6 +30,7 @@ LAYERS = [
         "settings.audit_section",
         "settings.run_section",
         "settings.sections",
+        "settings.method_sections",
         "offsets",
     }
     | {
@@ -50,6 +54,8 @@ LAYERS = [
     }
     | {
         "terminal",
+        "cores",
+        "wandb_login",
         "redact",
         "startup",
         "settings.run_section",
@@ -67,7 +73,8 @@ LAYERS = [
     {f"algorithms.{name}" for name in ("ppo", "dpg", "reinforce")},
     {"session", "fitting"},
     {"dual", "objective"},
-    {"exits", "guard.endings", "trainer", "doctor.estimate", "doctor.machine"},
+    {"exits", "guard.endings", "trainer", "doctor.estimate"}
+    | {f"doctor.{name}" for name in ("checks", "packages", "processor", "places", "machine")},
     {"evaluate", "checkpoints.saving", "trained"}
     | {
         f"yardstick.{name}"
@@ -110,7 +117,7 @@ LAYERS = [
     {"checkpoints.fingerprint", "recording", "checkpoints.resuming"},
     {"loop"},
     {"trl_trainers.rewards", "trl_trainers.settings", "trl_trainers.record"},
-    {"doctor.demand", "doctor.probe_time"},
+    {"doctor.demand", "doctor.probe_time", "doctor.showing"},
     {f"sweeps.{name}" for name in ("parameters", "early", "file", "metrics", "child", "queue")}
     | {f"sweeps.{name}" for name in ("importances", "outcome", "picture", "results", "worker")}
     | {"sweeps.online"},
@@ -125,6 +132,7 @@ LAYERS = [
         "compare",
         "reporting",
         "trl_trainers.run",
+        "doctor.for_run",
         "doctor.command",
         "cli",
     }

@@ -137,6 +137,11 @@ def is_prepared(name: str) -> bool:
     return _damage(_directory(name, package), package) is None
 
 
+def is_there(name: str) -> bool:
+    """Whether there is a folder for an embedded model, whole or not."""
+    return _directory(name, _package(name)).exists()
+
+
 def fetch_all(wanted: Sequence[str] | None = None) -> dict[str, Path]:
     """Prepare the named models, all of them by default."""
     return {name: path(name) for name in (names() if wanted is None else wanted)}

@@ -10,13 +10,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from rlalign import pseudo_reward
 from rlalign.baseline import leave_one_out
 from rlalign.batches import rows_of, shuffled_parts
 from rlalign.behaviour import behaviour
@@ -25,53 +23,9 @@ from rlalign.optimum import shared_warnings
 from rlalign.partition import Gather, same
 from rlalign.policy import Policy, logprobs_and_values, tensors
 from rlalign.pseudo_reward import PseudoReward
-from rlalign.settings.fields import Positive, PositiveFloat, Section
-from rlalign.settings.sections import RunConfig
+from rlalign.settings.method_sections import DPGRun
 from rlalign.sizes import MOST
 from rlalign.types import LossOutput, Norm, Rollout, ScoredRollout
-
-
-class DPGSection(Section):
-    """Distributional policy gradient: which divergence to the target falls, by what samples."""
-
-    divergence: pseudo_reward.Name = Field(
-        "forward_kl",
-        description=f"what falls: {pseudo_reward.WHAT}",
-    )
-    alpha: float = Field(0.5, description=pseudo_reward.ORDER)
-    lr: PositiveFloat = Field(1e-4, description="peak learning rate of the language model")
-    minibatches: Positive = Field(
-        1, description="optimiser steps an iteration; from the second on the samples are off-policy"
-    )
-    baseline: Literal["leave_one_out", "none"] = Field(
-        "leave_one_out",
-        description="subtracted from the pseudo-reward: the mean of the prompt's other samples",
-    )
-    proposal: Literal["policy", "best"] = Field(
-        "policy",
-        description="what draws: the policy itself, or the best one so far, replaced when the "
-        "divergence has improved (off-policy)",
-    )
-    proposal_every: Positive = Field(
-        10, description="iterations between tries to replace the proposal"
-    )
-    z_memory: Positive = Field(4096, description=pseudo_reward.MEMORY)
-    clip_reward: PositiveFloat | None = Field(
-        None, description="bound on the pseudo-reward's size; null: none. It moves the optimum"
-    )
-    clip_ratio: PositiveFloat | None = Field(
-        None, gt=1, description="cap on policy / proposal of a response; null: none"
-    )
-
-
-class DPGRun(RunConfig):
-    """A run of the distributional policy gradient: the shared sections and its own."""
-
-    dpg: DPGSection = DPGSection()
-
-    @property
-    def minibatches(self) -> int:
-        return self.dpg.minibatches
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from rlalign import pseudo_reward
 from rlalign.batches import rows_of, shuffled_parts
 from rlalign.behaviour import behaviour
 from rlalign.gae import gae, value_error
-from rlalign.importance import WHAT as CORRECTION
 from rlalign.importance import sampler_cap, sampler_stats, sampler_weights
 from rlalign.kl import IN_THE_LOSS, KLController, check_kl, kl_charge, kl_tokens, safe_exp
 from rlalign.masking import SumOverRanks, masked_moments, masked_sum, masked_whiten, one_rank
@@ -30,69 +27,9 @@ from rlalign.policy import (
 )
 from rlalign.pseudo_reward import PseudoReward
 from rlalign.running import RunningScale
-from rlalign.settings.fields import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Section
-from rlalign.settings.sections import RunConfig
+from rlalign.settings.method_sections import PPORun
 from rlalign.sizes import MOST
 from rlalign.types import LossOutput, Norm, Rollout, ScoredRollout
-
-
-class PPOSection(Section):
-    """Proximal policy optimisation: how the samples of an iteration become updates."""
-
-    epochs: Positive = Field(2, description="passes over the samples of an iteration")
-    minibatches: Positive = Field(4, description="optimiser steps in an epoch")
-    lr: PositiveFloat = Field(1e-4, description="peak learning rate of the language model")
-    value_lr: PositiveFloat | None = Field(
-        None, description="peak learning rate of the value head; null: lr"
-    )
-    clip: PositiveFloat = Field(0.2, description="the ratio is trusted within 1 +- clip")
-    dual_clip: PositiveFloat | None = Field(
-        None, gt=1, description="bound on the ratio where the advantage is negative (Ye 2020)"
-    )
-    value_clip: PositiveFloat | None = Field(
-        0.2, description="values move at most this far from the rollout's; null: freely"
-    )
-    vf_coef: NonNegativeFloat = Field(0.1, description="weight of the value loss")
-    entropy_coef: NonNegativeFloat = Field(
-        0.0, description="weight of an entropy bonus; above 0 the optimum is no longer the target"
-    )
-    gamma: float = Field(
-        1.0, gt=0, le=1, description="discount; below 1 the optimum is no longer the target"
-    )
-    gae_lambda: float = Field(0.95, ge=0, le=1, description="GAE's mix: 1 trusts returns alone")
-    advantage_norm: Literal["whiten", "none"] = Field(
-        "whiten", description="centre and scale advantages over every rank's tokens"
-    )
-    divergence: pseudo_reward.Name | None = Field(
-        None,
-        description="null: the score less the KL; else the pseudo-reward of a divergence to the "
-        f"target, at the last token: {pseudo_reward.WHAT}",
-    )
-    alpha: float = Field(0.5, description=pseudo_reward.ORDER)
-    z_memory: Positive = Field(4096, description=pseudo_reward.MEMORY)
-    target_kl: PositiveFloat | None = Field(
-        None, description="end an update when a minibatch's approx_kl passes 1.5 times this"
-    )
-    critic_warmup: NonNegative = Field(
-        0, description="iterations at the start in which only the value head learns"
-    )
-    sampler_correction: Literal["auto"] | Annotated[float, Field(ge=1)] | None = Field(
-        "auto", description=CORRECTION
-    )
-
-
-class PPORun(RunConfig):
-    """A run of PPO: the shared sections and its own."""
-
-    ppo: PPOSection = PPOSection()
-
-    @property
-    def minibatches(self) -> int:
-        return self.ppo.minibatches
-
-    @property
-    def steps_per_iteration(self) -> int:
-        return self.ppo.epochs * self.ppo.minibatches
 
 
 @dataclass(frozen=True)

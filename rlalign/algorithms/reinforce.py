@@ -9,53 +9,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from rlalign.baseline import leave_one_out
 from rlalign.batches import rows_of, shuffled_parts
 from rlalign.behaviour import behaviour
 from rlalign.config import ConfigError
-from rlalign.importance import WHAT as CORRECTION
 from rlalign.importance import sampler_cap, sampler_stats, sampler_weights
 from rlalign.kl import KLController
 from rlalign.masking import SumOverRanks, masked_moments, one_rank, whole_response
 from rlalign.optimum import shared_warnings
 from rlalign.partition import Gather, same
 from rlalign.policy import Policy, logprobs_and_values, tensors
-from rlalign.settings.fields import Positive, PositiveFloat, Section
-from rlalign.settings.sections import RunConfig
+from rlalign.settings.method_sections import ReinforceRun
 from rlalign.sizes import MOST
 from rlalign.types import LossOutput, Norm, Rollout, ScoredRollout
-
-
-class ReinforceSection(Section):
-    """REINFORCE: a policy gradient on whole responses, with the group's mean as baseline."""
-
-    lr: PositiveFloat = Field(1e-4, description="peak learning rate of the language model")
-    minibatches: Positive = Field(
-        1, description="optimiser steps an iteration; from the second on the samples are off-policy"
-    )
-    baseline: Literal["leave_one_out", "none"] = Field(
-        "leave_one_out",
-        description="subtracted from a response's gain: the mean of the prompt's other responses",
-    )
-    sampler_correction: Literal["auto"] | Annotated[float, Field(ge=1)] | None = Field(
-        "auto", description=CORRECTION
-    )
-
-
-class ReinforceRun(RunConfig):
-    """A run of REINFORCE: the shared sections and its own."""
-
-    reinforce: ReinforceSection = ReinforceSection()
-
-    @property
-    def minibatches(self) -> int:
-        return self.reinforce.minibatches
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,27 @@ from typing import Annotated
 
 import typer
 
-from rlalign.commands import PASS_ON
+from rlalign import completion
+from rlalign.commands import PASS_ON, passed_on
+from rlalign.completion import SettingsCommand
 
 app = typer.Typer()
 
 
 @app.command(
     name="eval",
+    cls=SettingsCommand,
     context_settings=PASS_ON,
     epilog="Example: rlalign eval runs/quickstart --config experiments/quickstart.yaml",
 )
 def evaluate(
     context: typer.Context,
     run_or_model: Annotated[
-        str, typer.Argument(help="A run's folder, a checkpoint's, a model's, or a hub id.")
+        str,
+        typer.Argument(
+            help="A run's folder, a checkpoint's, a model's, or a hub id.",
+            autocompletion=completion.runs,
+        ),
     ],
     out: Annotated[
         str | None, typer.Option(help="Folder of the results; by default the one measured.")
@@ -30,12 +37,17 @@ def evaluate(
     """Measure any run or model against a target: moments, divergences, diversity (docs/eval.md)."""
     from rlalign.measure import main as run
 
-    raise typer.Exit(run(run_or_model, context.args, out, trust))
+    raise typer.Exit(run(run_or_model, passed_on(context), out, trust))
 
 
 @app.command(epilog="Example: rlalign compare runs/dpg runs/ppo --out compare.html")
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="Folders that `rlalign eval` has measured.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders that `rlalign eval` has measured.", autocompletion=completion.runs
+        ),
+    ],
     out: Annotated[str, typer.Option(help="The page that is written.")] = "compare.html",
 ) -> None:
     """Put measured runs side by side on one page: distances, frontier, samples, what was lost."""
@@ -46,7 +58,10 @@ def compare(
 
 @app.command(epilog="Example: rlalign report runs/ppo runs/dpg --out report.html")
 def report(
-    runs: Annotated[list[str], typer.Argument(help="Runs' folders, finished or not.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="Runs' folders, finished or not.", autocompletion=completion.runs),
+    ],
     out: Annotated[
         str | None, typer.Option(help="The page; of one run by default report.html in its folder.")
     ] = None,
@@ -63,7 +78,11 @@ def report(
 @app.command(epilog="Example: rlalign watch runs/quickstart")
 def watch(
     run: Annotated[
-        str | None, typer.Argument(help="A run's folder, or its name; by default the newest.")
+        str | None,
+        typer.Argument(
+            help="A run's folder, or its name; by default the newest.",
+            autocompletion=completion.runs,
+        ),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for a run that is not there.")] = False,
     once: Annotated[bool, typer.Option("--once", help="Show how it is now, and end.")] = False,

@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlalign.columns import check_columns, parsed_columns
-from rlalign.report.marked import marked
+from rlalign.completion import kinds_of_line
 from rlalign.report.visible import visible
 from rlalign.reward_training import command
 from rlalign.startup import QUICKSTART
@@ -74,7 +73,12 @@ def list_rewards(
 
 @rewards_app.command(name="show", epilog="Example: rlalign rewards show topic.similarity")
 def show_reward(
-    name: Annotated[str, typer.Argument(help="A kind, as `rlalign rewards list` prints it.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A kind, as `rlalign rewards list` prints it.", autocompletion=kinds_of_line
+        ),
+    ],
     reward_files: RewardFiles = None,
 ) -> None:
     """One reward's meaning, parameters, bounds and an example."""
@@ -106,7 +110,10 @@ def conformance_test(
 @rewards_app.command(name="bench", epilog="Example: rlalign rewards bench lexical.contains")
 def bench(
     kinds: Annotated[
-        list[str] | None, typer.Argument(help="Kinds to measure; every one if left out.")
+        list[str] | None,
+        typer.Argument(
+            help="Kinds to measure; every one if left out.", autocompletion=kinds_of_line
+        ),
     ] = None,
     texts: Annotated[int, typer.Option(min=1, help="Texts in a batch.")] = 64,
     reward_files: RewardFiles = None,
@@ -153,8 +160,9 @@ def probe(
 ) -> None:
     """Score texts of yours with the rewards of a configuration, and show which words earn it."""
     from rewards.compose import RewardSet, parse_entries
-    from rlalign.algorithms.ppo import PPORun
+    from rlalign.columns import check_columns, parsed_columns
     from rlalign.config import load_config
+    from rlalign.settings.method_sections import PPORun
 
     given = parsed_columns(columns)
     argv = [f"--config={config}"] if config is not None else []
@@ -191,6 +199,8 @@ def _span_lines(
     output: "RewardOutput", texts: Sequence[str], *, is_coloured: bool
 ) -> Iterator[Text]:
     """For each reward with spans the texts with them, credits in the reward's own units."""
+    from rlalign.report.marked import marked
+
     for name, of_reward in zip(output.names, output.own_spans, strict=True):
         if any(of_reward):
             meaning = "green earns, red costs" if is_coloured else "[start:end] credit"
@@ -236,11 +246,12 @@ def _costs_table(outcomes: "Sequence[Cost | NotMeasured]") -> Table:
 
 def _load(reward_files: Sequence[str] | None, option: str = "--reward_files ") -> None:
     from rewards import registry
+    from rlalign.nearby import file_hint
     from rlalign.problems import ConfigError
 
     for file in reward_files or ():
         if not Path(file).is_file():
-            raise ConfigError(f"{option}{file}: no such file in {Path.cwd()}")
+            raise ConfigError(f"{option}{file}: no such file in {Path.cwd()}{file_hint(file)}")
         registry.load_file(file)
 
 

@@ -2,12 +2,14 @@
 
 import typer
 
-from rlalign.commands import PASS_ON
+from rlalign.commands import PASS_ON, passed_on
+from rlalign.completion import SettingsCommand
 
 app = typer.Typer()
 
 
 @app.command(
+    cls=SettingsCommand,
     context_settings=PASS_ON,
     epilog="Example: rlalign ppo --config experiments/quickstart.yaml --ppo.lr=2e-5",
 )
@@ -15,10 +17,11 @@ def ppo(context: typer.Context) -> None:
     """Train with PPO; settings are written --section.key=value."""
     from rlalign.ppo import main as run
 
-    raise typer.Exit(run(context.args))
+    raise typer.Exit(run(passed_on(context)))
 
 
 @app.command(
+    cls=SettingsCommand,
     context_settings=PASS_ON,
     epilog="Example: rlalign dpg --config experiments/quickstart.yaml "
     "--sampling.samples_per_prompt=8",
@@ -27,10 +30,11 @@ def dpg(context: typer.Context) -> None:
     """Train with the distributional policy gradient, toward the target (docs/target.md)."""
     from rlalign.dpg import main as run
 
-    raise typer.Exit(run(context.args))
+    raise typer.Exit(run(passed_on(context)))
 
 
 @app.command(
+    cls=SettingsCommand,
     context_settings=PASS_ON,
     epilog="Example: rlalign reinforce --config experiments/quickstart.yaml "
     "--sampling.samples_per_prompt=4",
@@ -39,10 +43,11 @@ def reinforce(context: typer.Context) -> None:
     """Train with REINFORCE and a leave-one-out baseline (RLOO)."""
     from rlalign.reinforce import main as run
 
-    raise typer.Exit(run(context.args))
+    raise typer.Exit(run(passed_on(context)))
 
 
 @app.command(
+    cls=SettingsCommand,
     context_settings=PASS_ON,
     epilog="Example: rlalign grpo --config experiments/quickstart.yaml --trl.num_generations=16",
 )
@@ -50,10 +55,11 @@ def grpo(context: typer.Context) -> None:
     """Train with TRL's GRPO on the settings of a PPO run (docs/trl.md)."""
     from rlalign.trl_trainers.run import main as run
 
-    raise typer.Exit(run("grpo", context.args))
+    raise typer.Exit(run("grpo", passed_on(context)))
 
 
 @app.command(
+    cls=SettingsCommand,
     context_settings=PASS_ON,
     epilog="Example: rlalign rloo --config experiments/quickstart.yaml --trl.num_generations=16",
 )
@@ -61,4 +67,4 @@ def rloo(context: typer.Context) -> None:
     """Train with TRL's RLOO on the settings of a PPO run (docs/trl.md)."""
     from rlalign.trl_trainers.run import main as run
 
-    raise typer.Exit(run("rloo", context.args))
+    raise typer.Exit(run("rloo", passed_on(context)))

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from rlalign.commands import PASS_ON
+from rlalign.commands import PASS_ON, passed_on
 
 app = typer.Typer()
 
@@ -74,7 +74,7 @@ def sample(
         as_json=as_json,
         interactive=interactive,
         trust=trust,
-        settings=tuple(context.args),
+        settings=tuple(passed_on(context)),
     )
     raise typer.Exit(run_it(asked))
 

@@ -13,20 +13,16 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from rewards import embedded, registry
 from rewards.classifiers import first_line
-from rlalign.algorithms.ppo import PPORun
 from rlalign.config import ConfigError
+from rlalign.doctor.checks import GIB, Finding
 from rlalign.doctor.estimate import FLOAT32, Estimate, Part, Size, Work, estimate, total
-from rlalign.doctor.machine import (
-    GIB,
-    Facts,
-    Finding,
-    available_memory,
-    disk_free,
-    missing_extras,
-)
+from rlalign.doctor.machine import available_memory
+from rlalign.doctor.packages import missing_extras
+from rlalign.doctor.places import disk_free
 from rlalign.models import check_quantization, check_tokenizer, compute_dtype, locate
 from rlalign.prompts import load_prompts, read_rows
 from rlalign.session import longest_prompt
+from rlalign.settings.method_sections import PPORun
 from rlalign.settings.sections import ModelSection, PromptsSection
 from rlalign.sizes import token_budget
 
@@ -43,7 +39,7 @@ class Demand:
     work: Work | None  # None where the model's config.json is not at hand
     memory: Estimate | None  # of the device
     host: Sequence[Part]  # of a process beside a GPU; empty where the device is the CPU
-    facts: Facts
+    facts: dict[str, str]
     findings: list[Finding]
 
 

@@ -1,35 +1,23 @@
-"""What a machine offers a run, and what stands in its way. Nothing here uses the network."""
+"""What a machine offers a run, and what stands in its way, without torch where there is no GPU.
 
-import importlib.metadata
+Nothing here uses the network.
+"""
+
 import os
-import platform
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import yaml
-from accelerate.commands.config.config_args import default_yaml_config_file
-from packaging.requirements import Requirement
 
-from rewards import embedded
-from rewards.classifiers import first_line
-from rlalign.models import has_bfloat16
-from rlalign.ranks import allowed_cores
-from rlalign.wandb_tracker import logged_in
+from rlalign.cores import allowed_cores
+from rlalign.doctor import packages, processor
+from rlalign.doctor.checks import GIB, Check, Finding
+from rlalign.wandb_login import logged_in
 
-NOT_FOR_RUNS = ("dev",)  # extras that only work on the project itself needs
-GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something to know before a run; `code` is the exit code that it would end with, or 0."""
-
-    says: str
-    fix: str = ""
-    code: int = 0
+MODES = ("online", "offline", "disabled", "shared")
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LEAST = int(2.5 * GIB)  # bytes; what the quickstart takes at its peak (docs/doctor.md)
 
 
 @dataclass(frozen=True)
@@ -41,138 +29,66 @@ class Memory:
     limit: str = ""  # what sets the total, where it is not the machine
 
 
-Facts = dict[str, str]
+def look(run_dir: str, trackers: Sequence[str], processes: int) -> list[Check]:
+    """Everything that no configuration is needed for; packages alone where some are missing."""
+    environment = dict(os.environ)
+    build = packages.torch_build()
+    checks = [packages.system(), packages.python(), packages.packages(), packages.extras(), build]
+    if any(check.state == "problem" for check in checks):
+        return checks  # what follows would import them
+    from rlalign.doctor import places
 
-
-def look(run_dir: str, trackers: list[str]) -> tuple[Facts, list[Finding]]:
-    """The machine's facts by name, and the findings that no configuration is needed for."""
-    versions, mismatches = libraries()
-    missing = missing_extras()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    memory = available_memory()
-    saved, damaged = read_launcher()
-    launch, complaints = launcher(dict(os.environ), saved)
-    facts = {
-        "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        "libraries": ", ".join(versions),
-        "extras missing": extras_line(missing),
-        "processor": processor(),
-        "cores, threads": f"{allowed_cores()} allowed, which train.threads=auto takes"
-        f" ({os.cpu_count()} in the machine)",
-        "precision": precision(device),
-        "memory": f"{memory.available / GIB:.1f} GiB free of {memory.total / GIB:.1f}"
-        + (f" ({memory.limit})" if memory.limit else ""),
-        "GPUs": gpus(),
-        "disk": disk(run_dir),
-        "models at hand": models(),
-        "W&B": wandb_line(trackers, dict(os.environ)),
-        "accelerate launch": launch,
-    }
-    return facts, mismatches + damaged + complaints
-
-
-def libraries() -> tuple[list[str], list[Finding]]:
-    """Installed versions of what the project declares, and those outside the declared range."""
-    versions, findings = [], []
-    for requirement in declared(""):
-        name = requirement.name
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            findings.append(Finding(f"{name} is not installed", f"pip install '{requirement}'", 4))
-            continue
-        versions.append(f"{name} {version}")
-        if not requirement.specifier.contains(version, prereleases=True):
-            findings.append(
-                Finding(
-                    f"{name} {version} is outside {requirement.specifier}, which was tested",
-                    f"pip install '{requirement.name}{requirement.specifier}'",
-                )
-            )
-    return versions, findings
-
-
-def declared(extra: str) -> list[Requirement]:
-    """The installed project's own requirements; an extra's where one is named."""
-    lines = importlib.metadata.requires("rlalign") or []
-    every = [Requirement(line) for line in lines]
-    if not extra:
-        return [r for r in every if r.marker is None or r.marker.evaluate({"extra": ""})]
-    return [r for r in every if r.marker is not None and f'"{extra}"' in str(r.marker)]
-
-
-def missing_extras() -> list[str]:
-    """Extras of which a package is absent."""
-    names = importlib.metadata.metadata("rlalign").get_all("Provides-Extra") or []
     return [
-        name
-        for name in names
-        if name not in NOT_FOR_RUNS and not all(is_installed(r.name) for r in declared(name))
+        *checks,
+        processor.processor(),
+        processor.threads(environment, processes),
+        processor.load(os.getloadavg()[0], allowed_cores()),
+        memory(),
+        gpus(),
+        launch(environment, processes),
+        places.disk(run_dir),
+        places.models(),
+        places.hub_cache(environment),
+        wandb_check(trackers, environment),
+        places.terminal(environment),
     ]
 
 
-def is_installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+def gpus() -> Check:
+    """The GPUs that torch sees; it is imported only where there is a driver."""
+    if packages.driver_cuda() is None or packages.installed_torch()[1] is None:
+        return Check("GPU", "none that torch can use: runs are on the processor")
+    import torch
 
-
-def extras_line(missing: list[str]) -> str:
-    return (
-        f"{', '.join(missing)}: pip install 'rlalign[{','.join(missing)}]'" if missing else "none"
-    )
-
-
-def processor() -> str:
-    """The processor's name as the system gives it."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def precision(device: torch.device) -> str:
-    where = "GPU" if device.type == "cuda" else "processor"
-    if has_bfloat16(device):
-        return f"bfloat16 in hardware on this {where}, which model.dtype=auto takes; float32"
-    return f"bfloat16: emulated on this {where}, so float32 is used"
-
-
-def gpus() -> str:
     if not torch.cuda.is_available():
-        return "none that torch sees"
-    rows = []
+        fix = "see `torch` above, and CUDA_VISIBLE_DEVICES"
+        return Check("GPU", "none", [Finding("torch sees no GPU beside the driver", fix)])
+    rows, findings = [], []
     for i in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(i)
         name = torch.cuda.get_device_name(i)
         rows.append(f"{i}: {name}, {free / GIB:.1f} GiB free of {total / GIB:.1f}")
-    return "; ".join(rows)
+        if free < total / 2:
+            what = f"GPU {i} is in use: {free / GIB:.1f} GiB of {total / GIB:.1f} are free"
+            findings.append(Finding(what, "see by whom: nvidia-smi"))
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        rows.append("no bfloat16: runs compute in float32")
+    return Check("GPU", "; ".join(rows), findings)
 
 
-def disk_free(folder: str) -> int:
-    """Bytes free where the folder is or would be."""
-    path = Path(folder).absolute()
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
+def wandb_check(trackers: Sequence[str], environment: Mapping[str, str]) -> Check:
+    findings = []
+    mode = environment.get("WANDB_MODE")
+    if "wandb" in trackers and mode is not None and mode not in MODES:
+        what = f"WANDB_MODE={mode} is none of {', '.join(MODES)}, and is not heeded"
+        findings.append(Finding(what, "export WANDB_MODE=offline, or unset WANDB_MODE"))
+    elif "wandb" in trackers and mode == "online" and not logged_in():
+        what = "WANDB_MODE=online without a login: a run tries, and goes on off line"
+        findings.append(Finding(what, "wandb login, or export WANDB_MODE=offline"))
+    return Check("W&B", wandb_line(trackers, environment), findings)
 
 
-def disk(folder: str) -> str:
-    return f"{disk_free(folder) / GIB:.1f} GiB free for {folder}/"
-
-
-def models() -> str:
-    absent = [name for name in embedded.names() if not embedded.is_prepared(name)]
-    present = [name for name in embedded.names() if name not in absent]
-    fetch = f"; absent: `python -m rewards.embedded {' '.join(absent)}` fetches" if absent else ""
-    return f"{', '.join(present) or 'none'}{fetch}"
-
-
-def wandb_line(trackers: list[str], environment: Mapping[str, str]) -> str:
+def wandb_line(trackers: Sequence[str], environment: Mapping[str, str]) -> str:
     """What a run's W&B tracker would do, by the environment alone: the server is not asked."""
     if "wandb" not in trackers:
         return "off (trackers does not name it)"
@@ -180,11 +96,21 @@ def wandb_line(trackers: list[str], environment: Mapping[str, str]) -> str:
     if mode in ("offline", "disabled"):
         return f"{mode} (WANDB_MODE)"
     if logged_in():
-        return "on line: a key is there (the server was not asked); WANDB_MODE=offline stays here"
+        return "on line, by your login: it uploads samples, too (WANDB_MODE=offline keeps them)"
     return "off line into the run's folder: not logged in (`wandb login`)"
 
 
 # -- memory ----------------------------------------------------------------------------------------
+
+
+def memory() -> Check:
+    found = available_memory()
+    says = f"{found.available / GIB:.1f} GiB free of {found.total / GIB:.1f}"
+    findings = []
+    if found.available < LEAST:
+        what = f"the quickstart takes {LEAST / GIB:.1f} GiB"
+        findings.append(Finding(what, "end other programs, or try --model.name=glass-tiny"))
+    return Check("memory", says + (f" ({found.limit})" if found.limit else ""), findings)
 
 
 def available_memory(root: Path = Path("/")) -> Memory:
@@ -241,21 +167,35 @@ def limit_of(group: Path, most: str, used: str, cached: str) -> list[tuple[int, 
 # -- launching -------------------------------------------------------------------------------------
 
 
+def launch(environment: Mapping[str, str], processes: int) -> Check:
+    """How many processes `accelerate launch` would start, and what disagrees."""
+    saved, damaged = read_launcher()
+    says, complaints = launcher(environment, saved, processes)
+    return Check("launcher", says, [*damaged, *complaints])
+
+
+def accelerate_file(environment: Mapping[str, str]) -> Path:
+    """Where `accelerate config` saves its settings; asking accelerate would import torch."""
+    users = environment.get("XDG_CACHE_HOME") or "~/.cache"
+    home = environment.get("HF_HOME") or f"{users}/huggingface"
+    return Path(home).expanduser() / "accelerate" / "default_config.yaml"
+
+
 def read_launcher() -> tuple[Mapping[str, object], list[Finding]]:
     """The settings that `accelerate config` saved, empty where there are none, and their damage."""
-    file = Path(default_yaml_config_file)
+    file = accelerate_file(os.environ)
     if not file.is_file():
         return {}, []
     try:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        says = f"{file}, which accelerate would read, cannot be read: {first_line(error)}"
+        says = f"{file}, which accelerate would read, cannot be read: {str(error).splitlines()[0]}"
         return {}, [Finding(says, "remove it, or run `accelerate config` again")]
     return settings if isinstance(settings, dict) else {}, []
 
 
 def launcher(
-    environment: Mapping[str, str], saved: Mapping[str, object]
+    environment: Mapping[str, str], saved: Mapping[str, object], wanted: int = 1
 ) -> tuple[str, list[Finding]]:
     """What `accelerate launch` would start without a --config_file, and what is wrong with it."""
     findings = []
@@ -278,6 +218,21 @@ def launcher(
             findings.append(
                 Finding(f"{variable}=true shards the weights: refused", f"unset {variable}", 2)
             )
+    given = [name for name in LAUNCHED if name in environment]
+    if environment.get("WORLD_SIZE", "1") != "1":
+        size = environment["WORLD_SIZE"]
+        what = f"WORLD_SIZE={size} is left in this shell: a run would wait for {size} processes"
+        findings.append(Finding(what, f"unset {' '.join(given)}", 2))
+    starts = processes if isinstance(processes, int) and kind != "MULTI_CPU" else 1
+    if wanted > 1 and starts != wanted:
+        file = "cpu2" if wanted == 2 else "ddp"
+        findings.append(
+            Finding(
+                f"--processes={wanted}, and `accelerate launch` alone would start {starts}",
+                f"accelerate launch --config_file launch/accelerate/{file}.yaml "
+                f"--num_processes {wanted} launch/ppo.py",
+            )
+        )
     if not saved:
-        return "no saved settings: one process, on a GPU where there is one", findings
-    return f"saved settings: {processes} process(es), distributed_type {kind}", findings
+        return "no saved settings of accelerate: one process", findings
+    return f"accelerate's saved settings: {processes} process(es), {kind}", findings

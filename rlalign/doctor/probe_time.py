@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from rewards.trl_style import Logged, context
-from rlalign.algorithms.ppo import PPO, PPORun
+from rlalign.algorithms.ppo import PPO
 from rlalign.generation import decode_engine, sample_inverse_cdf
 from rlalign.policy import micro_batches
 from rlalign.scoring import sampled_ids, score_given
 from rlalign.session import Session
+from rlalign.settings.method_sections import PPORun
 from rlalign.trainer import Trainer
 from rlalign.types import Norm, Rollout
 

@@ -27,8 +27,11 @@ A run is a YAML file and overrides. A file states what differs from the defaults
 - Nothing is interpolated: a `${` anywhere is refused.
 - Paths are relative to the working directory.
 
-`rlalign config` prints the resolved configuration, `rlalign config --schema` its JSON Schema, and
-`rlalign rewards list` the kinds of reward. Every run saves its resolved configuration.
+`rlalign config` prints the resolved configuration, and `rlalign config --schema` its JSON Schema.
+`rlalign config --explain kl.coef` says what a setting means, what it may be and where its value
+comes from; a section (`kl`) or a reward (`rewards.space`) is explained whole. `rlalign config
+--diff A B` shows what differs between two files or runs. `rlalign rewards list` has the kinds of
+reward. Every run saves its resolved configuration, and `--config` takes a run's folder for it.
 """
 
 REWARDS = """\

@@ -14,6 +14,7 @@ import numpy as np
 
 from rewards.schema import nearest
 from rewards.trained import label_name
+from rlalign.nearby import file_hint
 from rlalign.problems import ConfigError, shown
 
 MIN_EACH = 5  # different texts of a label: some to learn from, some held out
@@ -69,7 +70,9 @@ def read_examples(path: Path, text: str, label: str) -> Examples:
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise ConfigError(f"--data {path}: there is no such file in {Path.cwd()}") from error
+        raise ConfigError(
+            f"--data {path}: there is no such file in {Path.cwd()}{file_hint(path)}"
+        ) from error
     except OSError as error:
         raise ConfigError(f"--data {path}: cannot be read: {error.strerror}") from error
     try:

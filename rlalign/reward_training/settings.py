@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rewards import embedded
 from rlalign.problems import ConfigError
 
 Kind = Literal["topic", "style"]
@@ -71,6 +70,8 @@ def check(settings: Settings) -> None:
 
 def locate(model: str) -> str:
     """An embedded name or a hub id as it is; a directory as an absolute path, to be found later."""
+    from rewards import embedded  # late: `--help` and completion need none of it
+
     path = Path(model).expanduser()
     if embedded.is_embedded(model) or not path.is_dir():
         return model

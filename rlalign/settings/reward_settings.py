@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlalign.nearby import file_hint
 from rlalign.problems import Problems, shown
 from rlalign.settings.schema import Node, unknown_reward
 from rlalign.settings.settle import Texts, plain_copy, settle
@@ -72,7 +73,8 @@ def _load_files(files: Any, problems: Problems) -> bool:
     for file in files:
         if not is_file(file):
             problems.add(
-                ["reward_files", file], f"reward_files: no file {shown(file)} in {Path.cwd()}"
+                ["reward_files", file],
+                f"reward_files: no file {shown(file)} in {Path.cwd()}{file_hint(file)}",
             )
             all_loaded = False
             continue

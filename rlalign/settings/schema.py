@@ -8,6 +8,7 @@ from typing import Any
 from rlalign.problems import dotted
 
 Node = dict[str, Any]
+SHORTENED = 3  # letters of a name that may stand for all of it
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,11 @@ def _bounds(leaf: Node) -> str:
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate that a misspelt name most likely meant."""
-    matches = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
+    names = list(candidates)
+    begun = [other for other in names if len(name) >= SHORTENED and other.startswith(name)]
+    if begun:  # `temp` means temperature
+        return min(begun, key=len)
+    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return matches[0] if matches else None
 
 
@@ -196,6 +201,8 @@ def unknown_setting(root: Node, path: Sequence[str]) -> str:
     if typed in known:  # a file's key with a dot in it
         *above, leaf = typed.split(".")
         return f"{typed} is unknown; nest it: {': {'.join(above)}: {{{leaf}: …{'}' * len(above)}"
+    if len(path) == 1 and nearest(typed, ["config"]):
+        return f"{typed} is unknown; did you mean --config FILE?"
     groups = {name.rpartition(".")[0] for name in known} - {""}
     close = nearest_path(typed, [*known, *sorted(groups)])
     if close:

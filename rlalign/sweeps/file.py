@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rlalign.nearby import file_hint
 from rlalign.problems import ConfigError, Problems, shown
 from rlalign.settings.overrides import read_yaml
 from rlalign.settings.schema import nearest
@@ -113,7 +114,9 @@ def read_content(path: Path) -> dict[str, Any]:
         content = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"the sweep file {path} cannot be read: {why}") from error
+        raise ConfigError(
+            f"the sweep file {path} cannot be read: {why}{file_hint(path)}"
+        ) from error
     if not isinstance(content, dict):
         raise ConfigError(f"the sweep file {path} must be a mapping with method, metric, ...")
     return content

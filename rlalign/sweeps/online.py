@@ -12,7 +12,8 @@ from wandb.errors import AuthenticationError
 
 from rlalign.problems import ConfigError
 from rlalign.startup import say
-from rlalign.wandb_tracker import START_SECONDS, logged_in
+from rlalign.wandb_login import logged_in
+from rlalign.wandb_tracker import START_SECONDS
 
 NEEDED = ("method", "parameters")
 

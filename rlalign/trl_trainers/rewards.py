@@ -12,10 +12,10 @@ from rewards.compose import RewardOutput, RewardSet, parse_entries
 from rewards.contract import RewardConfigError, RewardError
 from rewards.entries import Ramp
 from rewards.trl_style import Logged, context, plain_text, prompt_text
-from rlalign.algorithms.ppo import PPORun
 from rlalign.config import from_mapping
 from rlalign.models import load_tokenizer
 from rlalign.scoring import potential, watched
+from rlalign.settings.method_sections import PPORun
 from rlalign.settings.sections import ScoreSection
 
 BOUNDS = "clip_and_eos"  # the function that stands for score.clip and score.missing_eos_penalty

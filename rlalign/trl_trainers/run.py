@@ -14,7 +14,6 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import GenerationConfig
 
-from rlalign.algorithms.ppo import PPORun
 from rlalign.api import no_progress_bars
 from rlalign.checkpoints.saving import save_model
 from rlalign.config import ConfigError, load_config, to_flat
@@ -34,6 +33,7 @@ from rlalign.report.plots import draw_plots
 from rlalign.run_method import as_command
 from rlalign.runs import RunFolder, check_run, command_line
 from rlalign.session import Session, open_folder
+from rlalign.settings.method_sections import PPORun
 from rlalign.startup import QUICKSTART, config_stem, is_rank_zero, say
 from rlalign.tracking import CLOSE_SECONDS, Trackers, build_trackers
 from rlalign.trainer import schedule

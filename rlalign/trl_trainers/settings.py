@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import torch
 
-from rlalign.algorithms.ppo import PPORun
 from rlalign.config import ConfigError
 from rlalign.models import compute_dtype
 from rlalign.settings.audit_section import AuditSection
+from rlalign.settings.method_sections import PPORun
 from rlalign.settings.schema import settings
 from rlalign.settings.sections import TargetSection, VLLMSection
 from rlalign.sizes import MOST

@@ -11,6 +11,7 @@ from typing import Any
 
 from rlalign.config import read_file
 from rlalign.files import FileError, read_json
+from rlalign.nearby import run_hint
 from rlalign.problems import ConfigError
 from rlalign.report.eval_file import read_eval
 from rlalign.report.plots import read_metrics
@@ -86,7 +87,8 @@ def read_run(folder: Path, label: str, most: int) -> RunRecord:
     """A run with at most `most` of its samples; ConfigError where the folder holds no run."""
     files, problems = RunFolder(folder), list[str]()
     if not files.metrics_jsonl.is_file():
-        raise ConfigError(f"{folder} holds no run: there is no metrics.jsonl in it")
+        hint = run_hint(folder)
+        raise ConfigError(f"{folder} holds no run: there is no metrics.jsonl in it{hint}")
 
     def tried(read: Any, otherwise: Any) -> Any:
         try:
