@@ -14,7 +14,7 @@ JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The build tool is installed beside the rest, so an editable install fetches nothing by itself.
 INSTALL := $(PIP) install -q -c constraints.txt
-JOB_EXTRAS := embedded,classifiers
+JOB_EXTRAS := embedded,classifiers,sweeps
 TEST_EXTRAS := embedded,classifiers,trackers,sweeps,math,docs,dev
 # One plain process, said in full: `accelerate launch` lists every value that it had to guess.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 \
@@ -128,4 +128,4 @@ clean:
 	find rlalign rewards tests launch experiments benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) benchmarks/.trl-*
+	rm -rf $(VENV) .venv-trl-* benchmarks/.trl-*

@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import sys
 import termios
@@ -60,6 +61,7 @@ def run_on_terminal(
     if pid == 0:  # pragma: no cover - the program
         if stderr is not None:
             os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT), 2)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # workers of pytest-xdist ignore it
         kept = {key: os.environ[key] for key in os.environ if key not in ("NO_COLOR", "COLUMNS")}
         path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
         environment = {**kept, "TERM": "xterm-256color", "PYTHONPATH": path, **env}
@@ -76,6 +78,8 @@ def run_on_terminal(
             seen.stream.feed(read)
             if meanwhile is not None:
                 meanwhile(pid, seen)
+    else:
+        os.kill(pid, signal.SIGKILL)  # it would be waited for without an end
     seen.code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     os.close(terminal)
     return seen

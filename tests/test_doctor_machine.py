@@ -190,7 +190,8 @@ def test_the_first_version_of_control_groups_is_read_too(tmp_path):
 
 def test_launch_settings_that_shard_or_start_one_process_are_found():
     assert launcher({}, {})[1] == []
-    assert launcher({}, {"distributed_type": "FSDP", "num_processes": 2})[1][0].code == 2
+    sharded = launcher({}, {"distributed_type": "FSDP", "num_processes": 2})[1][0]
+    assert sharded.code == 0 and "`rlalign ppo` does not read them" in sharded.says
     alone = launcher({}, {"distributed_type": "MULTI_CPU", "num_processes": 2})[1]
     assert "starts one" in alone[0].says and "cpu2.yaml" in alone[0].fix
     assert launcher({"ACCELERATE_USE_FSDP": "true"}, {})[1][0].fix == "unset ACCELERATE_USE_FSDP"

@@ -64,6 +64,10 @@ def is_harmless(text):
     return all(c in kept or unicodedata.category(c) not in unseen for c in text)
 
 
+def test_a_backslash_before_a_tag_does_not_turn_into_an_entity_of_its_own():
+    assert escape_markdown(r"\<b>") == r"\\&lt;b\>"
+
+
 @fuzzed(1200, DOCUMENTS)
 def test_text_is_made_harmless_everywhere(text):
     assert is_harmless(visible(text)) and is_harmless(escape_markdown(text))

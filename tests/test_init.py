@@ -17,7 +17,9 @@ from rlalign.cli import main
 from rlalign.config import load_config
 from rlalign.methods import METHODS
 from rlalign.project.making import NEXT, TEMPLATES
+from rlalign.sweeps.command import _check_program
 from rlalign.sweeps.file import command_line, read_sweep
+from rlalign.sweeps.settings_check import check_settings
 
 
 @pytest.fixture
@@ -87,6 +89,8 @@ def test_its_own_test_passes_under_pytest_and_ruff(project: Path) -> None:
 def test_its_sweep_starts_runs_of_its_configuration(project: Path) -> None:
     sweep = read_sweep(Path("sweep.yaml"))
     assert sweep.grid_size == 4
+    _check_program(sweep.program, sweep.command)
+    check_settings(sweep)
     line = command_line(sweep, sweep.grid_point(3), Path("unused.json"))
     at = line.index("--config")
     assert line[:at] == ["accelerate", "launch", "-m", "rlalign.ppo"]

@@ -118,9 +118,9 @@ LAYERS = [
     {"loop"},
     {"trl_trainers.rewards", "trl_trainers.settings", "trl_trainers.record"},
     {"doctor.demand", "doctor.probe_time", "doctor.showing"},
-    {f"sweeps.{name}" for name in ("parameters", "early", "file", "metrics", "child", "queue")}
-    | {f"sweeps.{name}" for name in ("importances", "outcome", "picture", "results", "worker")}
-    | {"sweeps.online"},
+    {f"sweeps.{name}" for name in ("parameters", "early", "file", "ours", "metrics", "child")}
+    | {f"sweeps.{name}" for name in ("queue", "importances", "outcome", "picture", "results")}
+    | {"sweeps.online", "sweeps.worker"},
     {"project.making"},
     {"methods", "run_method", "dpg", "reinforce", "sweeps.settings_check", "sweeps.command"}
     | {

@@ -4,10 +4,19 @@ from typing import Annotated, Literal
 
 import typer
 
+from rlalign import completion
 from rlalign.commands import PASS_ON, passed_on
+from rlalign.completion import SettingsCommand
 
 app = typer.Typer()
 
+RunOrModel = Annotated[
+    str,
+    typer.Argument(
+        help="A run's folder, a checkpoint's, a model's, or a hub id.",
+        autocompletion=completion.runs,
+    ),
+]
 Trust = Annotated[
     bool,
     typer.Option("--trust", help="Let the run's own settings run its code and ask its servers."),
@@ -15,15 +24,14 @@ Trust = Annotated[
 
 
 @app.command(
+    cls=SettingsCommand,
     context_settings=PASS_ON,
     epilog='Example: rlalign sample runs/quickstart --prompt "The old clockmaker opened the door '
     'and" --samples 3',
 )
 def sample(
     context: typer.Context,
-    run: Annotated[
-        str, typer.Argument(help="A run's folder, a checkpoint's, a model's, or a hub id.")
-    ],
+    run: RunOrModel,
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", help="A prompt. May be repeated.")
     ] = None,
@@ -94,7 +102,10 @@ Dtype = Annotated[
 
 @app.command(epilog="Example: rlalign export runs/quickstart my-model --dtype bfloat16")
 def export(
-    run: Annotated[str, typer.Argument(help="A run's folder, or a checkpoint's.")],
+    run: Annotated[
+        str,
+        typer.Argument(help="A run's folder, or a checkpoint's.", autocompletion=completion.runs),
+    ],
     out: Annotated[str, typer.Argument(help="The folder that is made; it must not be there yet.")],
     adapter: AsAdapter = False,
     dtype: Dtype = "float32",
@@ -109,7 +120,10 @@ def export(
 
 @app.command(epilog="Example: rlalign push runs/quickstart my-name/cheerful-sky --private")
 def push(
-    run: Annotated[str, typer.Argument(help="A run's folder, or a checkpoint's.")],
+    run: Annotated[
+        str,
+        typer.Argument(help="A run's folder, or a checkpoint's.", autocompletion=completion.runs),
+    ],
     repo_id: Annotated[str, typer.Argument(help="USER/NAME on the hub; made where it is new.")],
     private: Annotated[bool, typer.Option("--private", help="Only you may see a new one.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Upload without asking first.")] = False,

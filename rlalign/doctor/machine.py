@@ -13,6 +13,7 @@ import yaml
 from rlalign.cores import allowed_cores
 from rlalign.doctor import packages, processor
 from rlalign.doctor.checks import GIB, Check, Finding
+from rlalign.doctor.places import hub_home
 from rlalign.wandb_login import logged_in
 
 MODES = ("online", "offline", "disabled", "shared")
@@ -176,9 +177,7 @@ def launch(environment: Mapping[str, str], processes: int) -> Check:
 
 def accelerate_file(environment: Mapping[str, str]) -> Path:
     """Where `accelerate config` saves its settings; asking accelerate would import torch."""
-    users = environment.get("XDG_CACHE_HOME") or "~/.cache"
-    home = environment.get("HF_HOME") or f"{users}/huggingface"
-    return Path(home).expanduser() / "accelerate" / "default_config.yaml"
+    return hub_home(environment) / "accelerate" / "default_config.yaml"
 
 
 def read_launcher() -> tuple[Mapping[str, object], list[Finding]]:
@@ -203,7 +202,11 @@ def launcher(
     instead = "name a file: accelerate launch --config_file launch/accelerate/ddp.yaml …"
     if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         findings.append(
-            Finding(f"accelerate's saved settings shard the weights ({kind}): refused", instead, 2)
+            Finding(
+                f"accelerate's saved settings shard the weights ({kind}): a launch with them is "
+                "refused, while `rlalign ppo` does not read them",
+                instead,
+            )
         )
     if kind in ("NO", "MULTI_CPU") and processes not in (1, None):
         findings.append(

@@ -20,6 +20,12 @@ IN_MEMORY = {"tmpfs", "ramfs"}
 NARROW = 60  # columns; tables fold below
 
 
+def hub_home(environment: Mapping[str, str]) -> Path:
+    """The folder of Hugging Face's libraries: what they keep, and accelerate's settings."""
+    users = environment.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(environment.get("HF_HOME") or f"{users}/huggingface").expanduser()
+
+
 def disk(folder: str) -> Check:
     """Room for the runs, and whether files can be put there whole: fsync, then rename."""
     place = existing(folder)
@@ -123,7 +129,7 @@ def models() -> Check:
 
 def hub_cache(environment: Mapping[str, str]) -> Check:
     """Where models of the hub are kept, and whether they can be."""
-    home = Path(environment.get("HF_HOME") or "~/.cache/huggingface")
+    home = hub_home(environment)
     folder = Path(environment.get("HF_HUB_CACHE") or home / "hub").expanduser()
     says, findings = short(folder), []
     if environment.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):

@@ -7,6 +7,7 @@ import unicodedata
 KEPT = {"\u200c", "\u200d"}
 # `:` and `@` and the dot after www, because GitHub makes links of bare addresses.
 MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&$:@]|(?<=www)\.)", re.I)
+ENTITIES = {"<": "&lt;", "&": "&amp;"}  # behind a backslash they would be HTML to some readers
 
 
 def visible(text: str) -> str:
@@ -22,7 +23,7 @@ def escape_markdown(text: str) -> str:
 
     For use inside a line: at its start, `-` or `1.` would make a list.
     """
-    return MARKDOWN.sub(r"\\\1", visible(text)).replace("\\<", "&lt;").replace("\\&", "&amp;")
+    return MARKDOWN.sub(lambda found: ENTITIES.get(found[1], f"\\{found[1]}"), visible(text))
 
 
 def _shown(character: str) -> str:

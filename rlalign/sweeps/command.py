@@ -38,7 +38,7 @@ def main(
 
     _check_program(content.get("program"), content.get("command") or DEFAULT_COMMAND)
     if (sweep := _if_ours(content)) is not None:
-        check_settings(sweep)
+        check_settings(sweep, needs_wandb=True)
     try:
         start(Path(file), content, trials, has_agent)
     except Unreachable as error:
@@ -118,7 +118,8 @@ def _total(sweep: Sweep, trials: int | None) -> int:
 
 def _check_program(program: object, command: Any) -> None:
     """Refuse a command that would fail in every trial alike."""
-    if program is not None and not Path(str(program)).is_file():
+    is_used = isinstance(command, list | tuple) and "${program}" in map(str, command)
+    if is_used and program is not None and not Path(str(program)).is_file():
         raise ConfigError(
             f"program={program!r} is no file here; start this where it is one, or correct it"
         )

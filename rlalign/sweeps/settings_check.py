@@ -1,21 +1,22 @@
 """Refuse a sweep over settings that a run of ours does not have, before its first trial."""
 
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlalign.problems import ConfigError
 from rlalign.startup import QUICKSTART
 from rlalign.sweeps.file import Sweep, command_line
-from rlalign.sweeps.parameters import TAILS, Choice, Normal, Parameter
+from rlalign.sweeps.ours import RUN_OF, our_run
+from rlalign.sweeps.parameters import Choice, Normal, Parameter
 
-LAUNCHER = re.compile(r"(?:.*/)?launch/(\w+)\.py|rlalign\.(\w+)")
-# What a method's settings are those of; TRL's trainers take a PPO run's.
-RUN_OF = {"ppo": "ppo", "dpg": "dpg", "reinforce": "reinforce", "grpo": "ppo", "rloo": "ppo"}
+# Of a normal distribution; what is rarer and out of a setting's range fails alone, and is told.
+USUAL = (0.01, 0.99)
 
 
-def check_settings(sweep: Sweep) -> None:
+def check_settings(sweep: Sweep, needs_wandb: bool = False) -> None:
     """ConfigError that names a setting that no trial could take; programs of others are let be.
+
+    On line W&B must hear of the metric, so `needs_wandb` among the trackers.
 
     The first trial's settings are tried, then with each other value that a parameter may have.
     """
@@ -33,36 +34,18 @@ def check_settings(sweep: Sweep) -> None:
     for values in trials:
         found = our_run(command_line(sweep, values, Path("settings.json"), words))
         if found is not None:
-            load_config(METHODS[RUN_OF[found[0]]].run_model, found[1], default=QUICKSTART)
-
-
-def our_run(words: Sequence[str]) -> tuple[str, list[str]] | None:
-    """The method that a command line trains by, and the arguments of its run; None if not ours."""
-    for index, word in enumerate(words):
-        if (found := LAUNCHER.fullmatch(word)) and _is_ours(word):
-            method, rest = found[1] or found[2], words[index + 1 :]
-        elif Path(word).name == "rlalign" and len(words) > index + 1:
-            method, rest = words[index + 1], words[index + 2 :]
-        else:
-            continue
-        if method in RUN_OF:
-            return method, list(rest)
-    return None
-
-
-def _is_ours(word: str) -> bool:
-    """Whether a launcher starts this package, or only has the name of one that does."""
-    if not word.endswith(".py"):
-        return True
-    try:
-        return "rlalign" in Path(word).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
+            config = load_config(METHODS[RUN_OF[found[0]]].run_model, found[1], default=QUICKSTART)
+            if needs_wandb and "wandb" not in config.trackers:
+                raise ConfigError(
+                    f"trackers={list(config.trackers)} of the sweep's runs is without wandb, so "
+                    "W&B would never hear of the metric; add --trackers=[wandb] to the command, or "
+                    "run the sweep with --local"
+                )
 
 
 def _values(parameter: Parameter) -> list[Any]:
     """The values of a choice; of a range its ends."""
     if isinstance(parameter, Choice):
         return list(parameter.values)
-    ends = TAILS if isinstance(parameter, Normal) else (parameter.low, parameter.high)
+    ends = USUAL if isinstance(parameter, Normal) else (parameter.low, parameter.high)
     return [parameter.value(end) for end in ends]

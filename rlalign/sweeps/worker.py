@@ -15,6 +15,7 @@ from rlalign.sweeps.child import SAVING_SECONDS, Child, Ending, locked_log, tria
 from rlalign.sweeps.early import Behind
 from rlalign.sweeps.file import Sweep, command_line
 from rlalign.sweeps.metrics import History
+from rlalign.sweeps.ours import can_resume
 from rlalign.sweeps.queue import Claimed, Queue
 
 LOOK_SECONDS = 0.1
@@ -81,8 +82,10 @@ class Worker:
 
     def _start(self, claimed: Claimed, log: BinaryIO) -> Child:
         values = claimed.values | {"run.dir": str(self.folder), "run.name": claimed.folder}
-        if claimed.is_retry:
+        if claimed.is_retry and can_resume(command_line(self.sweep, values, Path("settings.json"))):
             values["run.resume"] = "auto"
+        elif claimed.is_retry:
+            set_aside(self.folder / claimed.folder)
         json_file = self.folder / f"{claimed.folder}.json"
         if "${args_json_file}" in self.sweep.command:
             json_file.write_text(json.dumps(values), encoding="utf-8")
@@ -134,3 +137,12 @@ class Worker:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def set_aside(run: Path) -> None:
+    """Rename the folder of a run that cannot be gone on with, so that it can begin anew."""
+    number = 1
+    while (aside := run.with_name(f"{run.name}.cut-{number}")).exists():
+        number += 1
+    if run.exists():
+        run.rename(aside)

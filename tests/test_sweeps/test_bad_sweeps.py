@@ -8,7 +8,7 @@ import yaml
 from local_sweeps import GOOD, METRIC, sweep, write
 
 from rlalign import cli
-from rlalign.sweeps.settings_check import our_run
+from rlalign.sweeps.ours import our_run
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,11 +4,13 @@ import os
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from local_sweeps import attempts, queue, states, sweep, wait_for, write
 
 from rlalign.sweeps.child import Ending, locked_log
+from rlalign.sweeps.ours import can_resume
 
 
 def test_a_trial_whose_process_is_killed_goes_on_in_its_folder(here, capsys):
@@ -18,6 +20,21 @@ def test_a_trial_whose_process_is_killed_goes_on_in_its_folder(here, capsys):
     assert [each.get("run.resume") for each in attempts()] == [None, "auto"]
     reason = "trial 0: exit code -9: killed by SIGKILL; went on as trial 1"
     assert reason in capsys.readouterr().out
+
+
+def test_a_run_that_cannot_be_gone_on_with_begins_anew_beside_what_is_left_of_it(here, monkeypatch):
+    """As those of TRL's trainers, which refuse run.resume."""
+    monkeypatch.setattr("rlalign.sweeps.worker.can_resume", lambda words: False)
+    write({"does": {"value": "dies once"}, "x": {"value": 4}})
+    sweep()
+    assert [each.get("run.resume") for each in attempts()] == [None]
+    assert Path("runs/sweeps/s/trial-0000.cut-1/attempts.jsonl").is_file()
+
+
+@pytest.mark.parametrize(("method", "can"), [("ppo", True), ("grpo", False), ("rloo", False)])
+def test_runs_of_trls_trainers_cannot_resume(method, can):
+    assert can_resume(["accelerate", "launch", "-m", f"rlalign.{method}", "--kl.coef=0.1"]) == can
+    assert can_resume(["rlalign", method]) == can and can_resume(["python", "mine.py"])
 
 
 def test_a_run_that_was_preempted_under_a_launcher_that_hides_it_goes_on(here):
