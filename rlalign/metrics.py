@@ -81,25 +81,27 @@ def difference(
     after: Sequence[float],
     *,
     paired: bool = False,
-    groups: Sequence[Hashable] | None = None,
+    groups: tuple[Sequence[Hashable] | None, Sequence[Hashable] | None] = (None, None),
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float, float]:
     """mean(after) - mean(before), with the ends of its bootstrap interval.
 
     `paired` says that the values stand for the same prompts in the same order: the prompts' own
-    spread then cancels. `groups`, for paired values, as in `bootstrap`: each pair's prompt.
+    spread then cancels. `groups`, as in `bootstrap`: the prompts of either side.
     """
-    if groups is not None and not paired:
-        raise ValueError("groups are the prompts of paired values; pass paired=True")
     change = float(np.mean(after) - np.mean(before))
     if paired:
         if len(before) != len(after):
             raise ValueError(f"paired values differ in number: {len(before)} and {len(after)}")
         rises = np.subtract(after, before).tolist()
-        low, high = bootstrap(rises, groups=groups, level=level, seed=seed)
+        low, high = bootstrap(rises, groups=groups[0], level=level, seed=seed)
         return change, low, high
-    drawn = _resampled(after, np.mean, None, seed) - _resampled(before, np.mean, None, seed + 1)
+    ends = (
+        _resampled(each, np.mean, of, seed + i)
+        for i, (each, of) in enumerate(zip((after, before), groups[::-1], strict=True))
+    )
+    drawn = next(ends) - next(ends)
     tail = (1 - level) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return change, float(low), float(high)

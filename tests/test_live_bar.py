@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from terminals import ROOT, run_on_terminal
 
-from rlalign.report.live_bar import Progress
+from rlalign.report.live_bar import Progress, _Above
 
 VIEW = """
 import logging, os, sys, time, warnings
@@ -97,6 +97,18 @@ except KeyboardInterrupt:
     seen = run_on_terminal(program)
     assert seen.code == 130
     assert seen.lines[-2:] == ["half a line", "rlalign: interrupted"]
+
+
+def test_a_bar_of_others_that_never_ends_its_line_is_not_kept_whole():
+    shown = []
+    above = _Above("stdout", shown.append)
+    try:
+        for step in range(1000):
+            sys.stdout.write(f"\r{step} of 1000")
+        kept = above._rest
+    finally:
+        above.end()
+    assert len(kept) < 40
 
 
 def test_a_signals_handler_may_print_while_a_line_is_written():

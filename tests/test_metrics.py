@@ -100,12 +100,20 @@ def test_a_paired_difference_counts_pairs_of_one_prompt_as_one_draw():
     rises = np.random.default_rng(4).normal(size=20)
     before, after = [0.0] * 200, np.repeat(rises, 10).tolist()
     groups = np.repeat(np.arange(20), 10).tolist()
-    change, low, high = difference(before, after, paired=True, groups=groups)
+    change, low, high = difference(before, after, paired=True, groups=(groups, groups))
     alone = bootstrap(rises.tolist())
     assert change == pytest.approx(rises.mean())
     assert high - low == pytest.approx(alone[1] - alone[0], rel=0.05)
-    with pytest.raises(ValueError, match="pass paired=True"):
-        difference(before, after, groups=groups)
+
+
+def test_an_unpaired_difference_draws_whole_prompts_too():
+    before = [prompt - 1.0 for prompt in (0, 1, 2, 3) for _ in range(8)]
+    after = [prompt + 0.0 for prompt in (0, 1, 2, 3) for _ in range(8)]
+    prompts = [prompt for prompt in (0, 1, 2, 3) for _ in range(8)]
+    change, low, high = difference(before, after, groups=(prompts, prompts))
+    alone = difference(before, after)
+    assert change == alone[0] == 1.0
+    assert high - low > 2 * (alone[2] - alone[1])  # 4 draws in place of 32
 
 
 def test_perplexity_of_a_uniform_choice_is_the_number_of_choices():

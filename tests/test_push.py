@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from tried_run import trained
 
 from rlalign.cli import main
+from rlalign.problems import ConfigError
 from rlalign.trying import push as pushing
 from rlalign.trying.export import Wish
 from rlalign.trying.push import Upload
@@ -24,7 +25,7 @@ class Hub:
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.uploaded: dict[str, bytes] = {}
-        self.exists = False
+        self.exists, self.is_private = False, False
         self.fails: dict[str, Exception] = {}
 
     def __call__(self, **_: Any) -> "Hub":
@@ -38,6 +39,10 @@ class Hub:
     def repo_exists(self, repo_id: str) -> bool:
         self._noted("repo_exists", repo_id=repo_id)
         return self.exists
+
+    def repo_info(self, repo_id: str) -> Any:
+        self._noted("repo_info", repo_id=repo_id)
+        return type("Info", (), {"private": self.is_private})
 
     def create_repo(self, repo_id: str, **given: Any) -> None:
         self._noted("create_repo", repo_id=repo_id, **given)
@@ -100,6 +105,35 @@ def test_yes_in_advance_asks_nobody(run: Path, hub: Hub, monkeypatch: pytest.Mon
     hub.exists = True
     assert main(["push", str(run), "me/model", "--yes"]) == 0
     assert hub.names == ["repo_exists", "upload_folder"]  # and what exists is not made anew
+
+
+def test_private_is_not_taken_for_what_is_public_already(
+    run: Path, hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.exists = True
+    assert pushed(run, yes=True, private=True) == 2
+    assert "--private: me/model is there already and public" in capsys.readouterr().err
+    assert hub.names == ["repo_exists", "repo_info"]
+    hub.is_private = True
+    assert pushed(run, yes=True, private=True) == 0
+
+
+def test_an_earlier_models_files_do_not_stay_beside_the_new_ones(run: Path, hub: Hub) -> None:
+    hub.exists = True
+    assert pushed(run) == 0
+    (deleted,) = [given["delete_patterns"] for name, given in hub.calls if "folder" in name]
+    assert {"adapter_config.json", "config.json", "*.safetensors"} <= set(deleted)
+
+
+def test_a_folders_name_within_an_address_is_no_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "cwd", lambda: Path("/data"))
+    (tmp_path / "README.md").write_text("see https://x.org/data/a and some/data/b, not /database")
+    pushing.check_private(tmp_path)
+    (tmp_path / "README.md").write_text("prompts of /data/mine.jsonl")
+    with pytest.raises(ConfigError, match="a path of this machine"):
+        pushing.check_private(tmp_path)
 
 
 def test_nobody_to_ask_is_said_before_anything_is_loaded(

@@ -104,3 +104,15 @@ def test_rows_are_read_as_what_they_should_be() -> None:
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no run: there is no metrics\.jsonl"):
         read_run(tmp_path, "x", 10)
+
+
+def test_a_line_that_no_reader_can_take_is_left_out(tmp_path: Path) -> None:
+    folder = written_run(tmp_path / "a")
+    deep = '{"iteration": 3, "split": "eval", "prompt": ' + "[" * 100_000 + "\n"
+    twice = '{"iteration": 3, "split": "eval", "prompt": "p", "response": "r", "iteration": "x"}\n'
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        with (folder / name).open("a") as file:
+            file.write(deep + twice)
+    before = read_run(written_run(tmp_path / "b"), "b", 5000)
+    after = read_run(folder, "a", 5000)
+    assert len(after.rows) == len(before.rows) and len(after.metrics) == len(before.metrics)

@@ -66,7 +66,7 @@ def report(
         str | None, typer.Option(help="The page; of one run by default report.html in its folder.")
     ] = None,
     samples: Annotated[
-        int, typer.Option(min=0, help="Samples in the page, at most; the ends' always.")
+        int, typer.Option(min=0, help="Samples in the page, at most; both ends come first.")
     ] = 5000,
 ) -> None:
     """Put runs on one page: what was asked, what came out, curves, samples (docs/report.md)."""

@@ -66,7 +66,7 @@ def change(
     if not first or not second:
         return Change(name, None, None, None)
     groups = [_groups([p for p, v in each if v is not None]) for each in (start, end)]
-    moved = difference(first, second, paired=paired, groups=groups[0] if paired else None)
+    moved = difference(first, second, paired=paired, groups=(groups[0], groups[1]))
     ends = [
         Mean(math.fsum(values) / len(values), *bootstrap(values, groups=group))
         for values, group in zip((first, second), groups, strict=True)

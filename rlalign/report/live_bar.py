@@ -126,7 +126,8 @@ class _Above:
         if self._is_over:  # somebody kept it
             return self._stream.write(text)
         with self._lock:
-            *lines, self._rest = (self._rest + text).split("\n")
+            *lines, rest = (self._rest + text).split("\n")
+            self._rest = rest[rest.rfind("\r", 0, -1) + 1 :]  # a bar writes no line for long
         for line in lines:
             # Of a bar of somebody else's, which begins its line anew, the last state.
             self._print(line.rstrip("\r").rpartition("\r")[2])

@@ -20,7 +20,7 @@ def lines_of(content: str) -> str:
 
 
 def paragraphs(lines: Iterable[str]) -> str:
-    return "".join(f'<p class="note">{safe(line)}</p>' for line in lines)
+    return "".join(f'<p class="note">{safe(line, 10 * LONGEST)}</p>' for line in lines)
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True) -> str:

@@ -118,13 +118,18 @@ def settings_of_model(source: Path, wish: Wish) -> RunConfig:
             f"{file} would {'; '.join(does)}; if you trust whoever made this run, add --trust"
         )
     config = from_mapping(METHODS[method_of(folder)].run_model, rest, rewards_given=True)
+    if not wish.trust:  # said, or transformers would ask at the terminal
+        model = config.model.model_copy(update={"trust_remote_code": False})
+        config = config.model_copy(update={"model": model})
     return config.model_copy(update={"rewards": given.get("rewards") or {}})
 
 
 def tokenizer_of(source: Path, config: RunConfig) -> PreTrainedTokenizerBase:
     """The one that was saved with the model, or the base's."""
     if (source / "tokenizer_config.json").is_file():
-        own: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+        own: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=config.model.trust_remote_code
+        )
         return own
     return load_tokenizer(config.model)
 
@@ -146,7 +151,8 @@ def trained_model(source: Path, config: RunConfig, wish: Wish) -> Any:
         base: Any = load_lm(model.model_copy(update={"lora": None}), cpu)
         lm = adapted_lm(base, source)
     else:
-        lm = complete_lm(str(source), dtype=torch.float32)
+        trust = config.model.trust_remote_code
+        lm = complete_lm(str(source), dtype=torch.float32, trust_remote_code=trust)
     if isinstance(lm, PeftModel) and not wish.as_adapter:
         # In float32: merging into rounded weights would move the model by some hundredths of a nat.
         lm = lm.merge_and_unload()

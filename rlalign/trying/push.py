@@ -31,6 +31,8 @@ from rlalign.trying.export import Wish, export
 # What is read by people, or says where a model came from; a tokenizer's vocabulary is neither.
 READ = ("README.md", "config.json", "adapter_config.json", "generation_config.json",
         "tokenizer_config.json", "chat_template.jinja")  # fmt: skip
+# Files of an earlier model, which the new one may not have.
+OF_A_MODEL = ["*.safetensors", "*.safetensors.index.json", "adapter_config.json", "config.json"]
 HOME = re.compile(r"(?:/home/|/root/|/Users/|[A-Za-z]:\\+Users\\+)[^\s\"'`|]*")
 ANSWERS = ("y", "yes")
 Answer = TypeVar("Answer")
@@ -61,6 +63,8 @@ def push(wish: Wish, upload: Upload, ask: Callable[[str], str]) -> None:
         check_private(folder)
         api = HfApi(library_name="rlalign")
         exists = asked_hub(lambda: api.repo_exists(upload.repo), upload)
+        if exists and upload.private:
+            check_is_private(api, upload)
         print(printable("\n".join(announced(folder, upload, exists))), flush=True)
         if not upload.yes and not agreed(ask):
             print("nothing was uploaded")
@@ -70,11 +74,23 @@ def push(wish: Wish, upload: Upload, ask: Callable[[str], str]) -> None:
             if not exists:
                 api.create_repo(upload.repo, private=upload.private, exist_ok=True)
             done = api.upload_folder(
-                repo_id=upload.repo, folder_path=folder, commit_message="Upload by rlalign"
+                repo_id=upload.repo,
+                folder_path=folder,
+                commit_message="Upload by rlalign",
+                delete_patterns=OF_A_MODEL,  # or an adapter would lie beside whole weights
             )
             return str(done.commit_url)
 
         print(printable(f"uploaded  {asked_hub(sent, upload)}"))
+
+
+def check_is_private(api: HfApi, upload: Upload) -> None:
+    """Refuse `--private` where everybody would see it: a repository stays as it is."""
+    if not asked_hub(lambda: api.repo_info(upload.repo), upload).private:
+        raise ConfigError(
+            f"--private: {upload.repo} is there already and public; make it private in its "
+            "settings on the hub, name a new one, or leave --private out"
+        )
 
 
 def check(upload: Upload) -> None:
@@ -101,7 +117,7 @@ def announced(folder: Path, upload: Upload, exists: bool) -> Iterator[str]:
     """What would go where, file by file, and the beginning of the card."""
     kind = "private" if upload.private else "PUBLIC"
     yield f"to        {upload.repo} " + (
-        "(exists: a commit is added, and it stays public or private as it is)"
+        "(exists: a commit replaces the model in it; it stays public or private as it is)"
         if exists
         else f"(new, {kind})"
     )
@@ -135,7 +151,10 @@ def check_base_is_public(folder: Path) -> None:
 def check_private(folder: Path) -> None:
     """Refuse files that hold a secret or a path of this machine, naming each line but not it."""
     found = []
-    home, here = str(Path.home()), str(Path.cwd())
+    places = [
+        re.compile(rf"(?<![\w.-]){re.escape(place)}(?![\w-])")  # not within an address
+        for place in {str(Path.home()), str(Path.cwd())} - {"/"}
+    ]
     for name in READ:
         file = folder / name
         if not file.is_file():
@@ -143,7 +162,7 @@ def check_private(folder: Path) -> None:
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
             if redact_text(line).count(HIDDEN) > line.count(HIDDEN):
                 found.append(f"{name}, line {number}: a secret")
-            elif HOME.search(line) or any(p != "/" and p in line for p in (home, here)):
+            elif HOME.search(line) or any(own.search(line) for own in places):
                 found.append(f"{name}, line {number}: a path of this machine")
     if found:
         raise ConfigError(

@@ -15,6 +15,7 @@ MANY, LEAST = 400, 40  # points of a line: a screen shows no more; many runs hav
 ALL = 4000  # points of a panel
 BINS = 20
 FEW = 12  # different values that are each a bar of their own
+THINNEST = 50  # of such bars, side by side, would still be seen
 Z_95 = 1.959964
 Point = list[float | None]
 PLAIN = {
@@ -160,10 +161,12 @@ def values_of(rows: Sequence[Mapping[str, Any]], key: str | None, name: str) -> 
 
 def binned(shown: Sequence[tuple[int, list[float]]]) -> dict[str, Any]:
     """Shares by bin; of few different values each has a bar of its own."""
+    # Equal but for the noise of float32 is equal, here and on a screen.
+    shown = [(run, [float(f"{value:.6g}") for value in values]) for run, values in shown]
     different = sorted({value for _, values in shown for value in values})
-    few = len(different) <= FEW
+    gap = min(np.diff(different), default=0.0)
+    few = len(different) <= FEW and gap >= (different[-1] - different[0]) / THINNEST
     if few:
-        gap = min(np.diff(different))
         middles = np.array(different)
         edges = [[float(x - gap / 2.5), float(x + gap / 2.5)] for x in middles]
         counts = {run: [values.count(x) for x in different] for run, values in shown}

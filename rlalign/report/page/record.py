@@ -193,6 +193,8 @@ def row_of(line: bytes) -> Row | None:
     if not all(isinstance(row.get(key), str) for key in ("prompt", "response")):
         return None
     columns = row.get("columns")
+    if type(row["iteration"]) is not int:  # named twice: what is parsed is the last
+        return None
     return {
         "iteration": int(row["iteration"]),
         "split": row["split"],
