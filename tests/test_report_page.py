@@ -207,3 +207,17 @@ def test_our_scripts_make_no_markup_of_strings() -> None:
     for file in ("report.js", "samples.js"):
         source = (STATIC / file).read_text(encoding="utf-8")
         assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", source)
+
+
+def test_a_reward_that_is_named_score_is_not_taken_for_the_score(tmp_path: Path) -> None:
+    run = written_run(tmp_path / "a")
+    rows = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["rewards"]["score"] = 77.0
+    (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = (run / "config.yaml").read_text().replace("  calm:", "  score:", 1)
+    (run / "config.yaml").write_text(config)
+    page = page_of(run)
+    tile = re.search(r"Score(?:<[^>]*>|\s)*([-\d.]+)", page)
+    assert tile is not None and float(tile[1]) < 20
+    assert page.count(">score</th>") == 3  # what was asked, the score, the reward

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlalign.metrics import bootstrap, difference
@@ -26,6 +26,7 @@ class Change:
     before: Mean | None
     after: Mean | None
     difference: Mean | None
+    is_reward: bool = False  # a reward may be named `score`, too
 
 
 def reward_names(rows: Rows) -> list[str]:
@@ -45,7 +46,8 @@ def changes(before: Rows, after: Rows) -> list[Change]:
         change(title, [r[key] for r in before], [r[key] for r in after], *prompts)
         for title, key in plain.items()
     ]
-    return made + [change(name, *both(name), *prompts) for name in reward_names(after)]
+    of_rewards = [change(name, *both(name), *prompts) for name in reward_names(after)]
+    return made + [replace(each, is_reward=True) for each in of_rewards]
 
 
 def change(

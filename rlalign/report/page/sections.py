@@ -41,7 +41,7 @@ def status_line(record: RunRecord) -> str:
 def tiles(record: RunRecord, of_run: Sequence[Change]) -> str:
     """Score, KL, diversity and time in large."""
     shown: list[tuple[str, str, str]] = []
-    by_name = {each.name: each for each in of_run}
+    by_name = {each.name: each for each in of_run if not each.is_reward}
     titles = {"score": "Score", "KL, nats": "KL to the reference", "distinct-2": "Distinct-2"}
     for name, title in titles.items():
         each = by_name.get(name)

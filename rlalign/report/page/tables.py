@@ -43,7 +43,7 @@ def changes_of(record: RunRecord) -> list[Change]:
         distinct_n([row["response"] for row in rows], 2, count) for rows in (before, after)
     )
     means = [Mean(value, value, value) for value in (first, second, second - first)]
-    return [*found, Change("distinct-2", *means)]
+    return [*found, Change("distinct-2", means[0], means[1], means[2])]
 
 
 def came_out(records: Sequence[RunRecord], found: Sequence[Sequence[Change]]) -> str:
@@ -52,15 +52,18 @@ def came_out(records: Sequence[RunRecord], found: Sequence[Sequence[Change]]) ->
     titles = ["", *(["run"] if len(records) > 1 else []), "before", "after", "change", ""]
     titles += ["target"] if has_target else []
     head = "".join(f'<th scope="col"{kind(t)}>{safe(t)}</th>' for t in titles)
-    names = dict.fromkeys(each.name for of_run in found for each in of_run)
+    titled = dict.fromkeys((each.name, each.is_reward) for of_run in found for each in of_run)
     body = []
-    for name in names:
-        rows = [(i, c) for i, of_run in enumerate(found) for c in of_run if c.name == name]
+    for name, of_reward in titled:
+        alike = [
+            [c for c in of_run if (c.name, c.is_reward) == (name, of_reward)] for of_run in found
+        ]
+        rows = [(i, each) for i, of_run in enumerate(alike) for each in of_run]
         scale = range_of([each for _, each in rows])
         for place, (i, each) in enumerate(rows):
             opens = f'<th scope="row" rowspan="{len(rows)}">{safe(name)}</th>' if not place else ""
             run = run_cell(i, records[i].label) if len(records) > 1 else ""
-            target = f'<td class="n">{target_of(records[i], name)}</td>' if has_target else ""
+            target = f'<td class="n">{target_of(records[i], each)}</td>' if has_target else ""
             first = ' class="first"' if not place else ""
             body.append(
                 f"<tr{first}>{opens}{run}{numbers(each)}{picture(each, i, scale)}{target}</tr>"
@@ -105,10 +108,12 @@ def with_interval(mean: Mean | None, signed: bool = False) -> str:
     return f"{shown} <small>{mean.low:.{digits}f} … {mean.high:.{digits}f}</small>"
 
 
-def target_of(record: RunRecord, name: str) -> str:
+def target_of(record: RunRecord, change: Change) -> str:
     """The target's own mean of a reward, where `rlalign eval` has measured it."""
     features = record.yardstick["features"] if record.yardstick else {}
-    return safe(with_error(features[name]["target"])) if name in features else DASH
+    if not change.is_reward or change.name not in features:
+        return DASH
+    return safe(with_error(features[change.name]["target"]))
 
 
 def range_of(rows: Sequence[Change]) -> tuple[float, float]:
