@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import secrets
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -59,11 +60,13 @@ def reason_of(error: OSError | SafetensorError) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` so that a reader, or a crash, sees the old or the new in whole."""
-    writing = path.with_name(f".{path.name}.tmp")
+    """Replace `path` by `text` so that a reader, or a crash, sees the old or the new in whole.
+
+    Several processes may do so at once; the last one's text stays.
+    """
+    writing = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # each has its own
     with writing_to(path):
         try:
-            writing.unlink(missing_ok=True)  # of a crash; a link there would be followed
             with open(writing, "x", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()

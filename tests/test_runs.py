@@ -3,14 +3,17 @@ import os
 import re
 import shutil
 import subprocess
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+from forked import ended, fork
 
 from rewards import registry
 from rlalign.checkpoints.folder import CheckpointError
 from rlalign.cli import main
-from rlalign.files import sha256
+from rlalign.files import DiskError, sha256, write_atomically
 from rlalign.problems import ConfigError
 from rlalign.redact import HIDDEN, redact_command, redact_mapping, redact_text
 from rlalign.runs import BLANK, RunFolder, check_run, git_commit, open_run, versions
@@ -124,12 +127,28 @@ def test_a_link_in_a_run_through_which_files_would_be_overwritten_is_refused(tmp
             open_run(section(tmp_path, "mine" if resume == "auto" else "auto", resume), "x")
 
 
-def test_an_atomic_write_does_not_follow_a_link_under_its_temporary_name(tmp_path):
+def test_an_atomic_write_does_not_follow_a_link_under_its_temporary_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("secrets.token_hex", lambda bytes: "guessed")
     mine = tmp_path / "mine"
     mine.write_text("precious")
-    (tmp_path / ".run.json.tmp").symlink_to(mine)
-    RunFolder(tmp_path).write_run_json({"status": "done"})
-    assert mine.read_text() == "precious" and not (tmp_path / "run.json").is_symlink()
+    (tmp_path / ".run.json.guessed.tmp").symlink_to(mine)
+    with pytest.raises(DiskError, match=r"run\.json could not be written: File exists"):
+        RunFolder(tmp_path).write_run_json({"status": "done"})
+    assert mine.read_text() == "precious"
+
+
+def test_processes_that_write_one_file_at_once_do_not_meet(tmp_path):
+    """Each text comes out whole, and nobody's file is taken from under them."""
+    path = tmp_path / "trials.csv"
+
+    def writing(letter: str) -> None:
+        for _ in range(200):
+            write_atomically(path, letter * 4096)
+            assert len(set(path.read_text())) == 1 and path.stat().st_size == 4096
+
+    children = [fork(partial(writing, letter)) for letter in "abc"]
+    assert [ended(each, time.monotonic() + 60) for each in children] == [0, 0, 0]
+    assert [each.name for each in tmp_path.iterdir()] == ["trials.csv"]
 
 
 def test_a_run_folder_that_cannot_be_made_is_the_settings_fault(tmp_path):

@@ -200,12 +200,11 @@ class Queue:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Within it no other worker changes the trials; the kernel frees it where one dies."""
-        with self._lock.open("w") as file, warnings.catch_warnings():
+        """Within it no other worker changes the trials."""
+        with alone(self._lock), warnings.catch_warnings():
             # Heartbeats are "experimental", and "supposed to be used with Study.optimize", which
             # has no room for the lock.
             warnings.simplefilter("ignore")
-            fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def _give_back_lost(self) -> None:
@@ -258,6 +257,14 @@ class Queue:
                 f"{folder} holds the trials of a sweep with another {changed}; give another "
                 "--name, or the file as it was"
             )
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Within it no other process of this machine is; the kernel frees it where one dies."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def sweep_in(folder: Path) -> Sweep:

@@ -19,14 +19,22 @@ from rlalign.sweeps.outcome import (
     rivals,
 )
 from rlalign.sweeps.picture import draw_pareto
-from rlalign.sweeps.queue import Queue
+from rlalign.sweeps.queue import Queue, alone
 from rlalign.terminal import printable
 
 COMMANDS = ("ppo", "dpg", "reinforce", "grpo", "rloo")
 
 
 def results(queue: Queue, folder: Path) -> tuple[str, bool]:
-    """All in words, and whether a trial was done; the files are written into the folder."""
+    """All in words, and whether a trial was done; the files are written into the folder.
+
+    Workers that end together do so one after the other: the files are of one moment.
+    """
+    with alone(folder / "results.lock"):
+        return _results(queue, folder)
+
+
+def _results(queue: Queue, folder: Path) -> tuple[str, bool]:
     sweep = queue.sweep
     trials = outcomes(sweep, queue.table(), folder)
     winner = best(sweep, trials)
