@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -21,12 +21,24 @@ POLL_SECONDS = 0.5
 QUIET_SECONDS = 60.0  # without a row, after which it is said, if iterations are shorter
 
 
-def main(run: str | None, wait: bool = False, once: bool = False, rows: int = 20) -> int:
-    """Show a run until it ends, and return its exit code; 0 of one that is left running."""
+HUNG = 7  # exit code; see rlalign.exits
+
+
+def main(
+    run: str | None,
+    wait: bool = False,
+    once: bool = False,
+    rows: int = 20,
+    give_up: float | None = None,
+) -> int:
+    """Show a run until it ends, and return its exit code; 0 of one that is left running.
+
+    7 once no row has come for `give_up` seconds.
+    """
     try:
         folder = find(run) if not wait else waited_for(run)
         with closing(Watch(folder, rows)) as watch:
-            return watch.once() if once else watch.follow()
+            return watch.once() if once else watch.follow(give_up)
     except KeyboardInterrupt:
         say("no longer watching; the run goes on")
         return 130
@@ -50,16 +62,24 @@ def find(run: str | None) -> RunFolder:
 
 
 def waited_for(run: str | None) -> RunFolder:
-    """`find`, as soon as there is something to find."""
+    """`find`, as soon as there is something to find; without a name, a run that is not over."""
+    over = {place for place in runs_in(RUNS) if not _is_running(place)} if run is None else set()
     is_told = False
     while True:
         try:
-            return find(run)
+            found = find(run)
+            if found.path not in over:
+                return found
         except ConfigError:
-            if not is_told:
-                say(f"waiting for {run or RUNS}")
-            is_told = True
-            time.sleep(POLL_SECONDS)
+            pass
+        if not is_told:
+            say(f"waiting for {run or f'a run in {RUNS}'}")
+        is_told = True
+        time.sleep(POLL_SECONDS)
+
+
+def _is_running(place: Path) -> bool:
+    return RunFolder(place).read_run_json().get("status") == "running"
 
 
 def newest(folder: Path) -> RunFolder:
@@ -114,6 +134,7 @@ class Watch:
         self._is_begun = False  # whether the view knows the first of them
         self._iteration = 0
         self._pace = 0.0  # seconds an iteration
+        self._is_quiet = False  # no row for long
         self.view = LiveView(0, [], quiet=False, stream=stream, now=self._now, clock=self._clock)
         self._settle()
 
@@ -123,8 +144,8 @@ class Watch:
         self._catch_up()
         return self._end(run)
 
-    def follow(self) -> int:
-        """Show what comes until the run has ended."""
+    def follow(self, give_up: float | None = None) -> int:
+        """Show what comes until the run has ended, or no row has come for `give_up` seconds."""
         with self.view:
             run = self.folder.read_run_json()
             self._catch_up()
@@ -133,7 +154,14 @@ class Watch:
                 time.sleep(POLL_SECONDS)
                 run = self.folder.read_run_json()  # before the rows: no more come after its end
                 self._poll()
-        return self._end(run)
+                self._say_if_quiet()
+                if give_up is not None and (age := self._age()) > give_up:
+                    break
+        code = self._end(run)
+        if run.get("status") == "running":
+            say(f"gave up after {duration(age)} without a row; its machine may be lost")
+            return HUNG
+        return code
 
     def close(self) -> None:
         self._metrics.close()
@@ -206,12 +234,20 @@ class Watch:
         age = self._age()
         return f"no row for {duration(age)}" if age > max(QUIET_SECONDS, 5 * self._pace) else ""
 
+    def _say_if_quiet(self) -> None:
+        """Where there is no bar to say it, say once that no more rows come."""
+        quiet = self._now()
+        if quiet and not self._is_quiet and not self.view.has_bar:
+            self.view.say(quiet)
+        self._is_quiet = bool(quiet)
+
     def _age(self) -> float:
-        """Seconds since the last row, by the file's own time."""
-        try:
-            return max(time.time() - self.folder.metrics_jsonl.stat().st_mtime, 0.0)
-        except OSError:
-            return 0.0
+        """Seconds since the last row, or since the run began or went on, by the files' times."""
+        written = []
+        for path in (self.folder.metrics_jsonl, self.folder.run_json):
+            with suppress(OSError):
+                written.append(path.stat().st_mtime)
+        return max(time.time() - max(written), 0.0) if written else 0.0
 
     # -- the end
 

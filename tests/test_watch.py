@@ -182,6 +182,22 @@ def test_wait_waits_for_a_run_that_is_not_there(run, capsys):
     assert said.err == "rlalign: waiting for runs/later\n" and "1/6" in said.out
 
 
+def test_wait_without_a_name_waits_for_a_run_that_is_not_over(run, capsys):
+    run.end("done", 0)
+
+    def begin() -> None:
+        time.sleep(0.2)
+        later = Run(run.folder.path.parent / "later")
+        later.to(1, 1)
+        later.end("stopped", 6)
+
+    thread = threading.Thread(target=begin)
+    thread.start()
+    assert main(["watch", "--wait"]) == 6
+    thread.join()
+    assert capsys.readouterr().err == "rlalign: waiting for a run in runs\n"
+
+
 def test_a_damaged_folder_is_shown_as_far_as_it_can_be(run, capsys):
     run.folder.config_yaml.write_text("train: [\n")
     with run.folder.metrics_jsonl.open("ab") as file:
@@ -217,8 +233,23 @@ def test_a_run_without_a_row_for_long_is_said(run):
     followed._catch_up()
     assert followed._now() == ""
     then = time.time() - 300
-    os.utime(run.folder.metrics_jsonl, (then, then))
+    for path in (run.folder.metrics_jsonl, run.folder.run_json):
+        os.utime(path, (then, then))
     assert followed._now() == "no row for 5m00s"
+    run.folder.write_run_json({"status": "running"})  # it goes on, after days
+    assert followed._now() == ""
+
+
+def test_a_run_that_is_lost_is_said_once_in_a_pipe_and_given_up(run, capsys):
+    run.to(1, 2)
+    then = time.time() - 300
+    for path in (run.folder.metrics_jsonl, run.folder.run_json):
+        os.utime(path, (then, then))
+    assert main(["watch", "mine", "--give-up", "301"]) == 7
+    said = capsys.readouterr()
+    assert said.out.count("no row for 5m00s\n") == 1
+    assert said.err == ("rlalign: gave up after 5m01s without a row; its machine may be lost\n")
+    assert main(["watch", "mine", "--give-up", "0"]) == 2
 
 
 def test_watching_needs_no_torch():

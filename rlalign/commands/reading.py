@@ -84,11 +84,15 @@ def watch(
             autocompletion=completion.runs,
         ),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for a run that is not there.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for a run not there yet.")] = False,
     once: Annotated[bool, typer.Option("--once", help="Show how it is now, and end.")] = False,
     rows: Annotated[int, typer.Option(min=0, help="Rows of before to show; 0: all.")] = 20,
+    give_up: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="SECONDS", help="End with 7 once no row came for so long."),
+    ] = None,
 ) -> None:
     """Follow a run from its folder, wherever it runs; the exit code is the run's own."""
     from rlalign.watch import main as run_it
 
-    raise typer.Exit(run_it(run, wait, once, rows))
+    raise typer.Exit(run_it(run, wait, once, rows, give_up))

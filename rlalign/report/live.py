@@ -105,6 +105,10 @@ class LiveView:
             self._bar = None
 
     @property
+    def has_bar(self) -> bool:
+        return self._bar is not None
+
+    @property
     def _width(self) -> int:
         """As wide as the terminal is now."""
         return min(self._console.width, WIDEST)
