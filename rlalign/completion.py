@@ -103,10 +103,19 @@ def names(incomplete: str, words: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield from reward_settings(words)
         return
     for setting in schema():
-        if setting.path != "rewards":
+        if setting.path != "rewards" and _is_read(setting.path, words):
             yield f"--{setting.path}", setting.description
     for name in configuration(words).get("rewards") or {}:
         yield f"--rewards.{name}.weight", "factor in the score; 0 makes a metric"
+
+
+def _is_read(setting: str, words: Sequence[str]) -> bool:
+    """Whether the command reads it: a method refuses another's section."""
+    from rlalign.settings.sections import METHOD_SECTIONS
+
+    section, command = setting.partition(".")[0], words[1] if len(words) > 1 else ""
+    method = {"grpo": "ppo", "rloo": "ppo"}.get(command, command)  # they share PPO's settings
+    return method not in METHOD_SECTIONS or section == method or section not in METHOD_SECTIONS
 
 
 def reward_settings(words: Sequence[str]) -> Iterator[tuple[str, str]]:

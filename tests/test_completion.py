@@ -67,7 +67,15 @@ def test_settings_are_completed_wherever_they_can_be_typed(bash):
     assert bash("doctor", "--conf") == ["--config"]
     assert bash("config", "--explain", "kl.co") == ["kl.coef"]
     known = {f"--{setting.path}" for setting in settings(AnyRun.model_json_schema())}
-    assert known - {"--rewards"} <= set(bash("ppo", "--"))
+    assert known - {"--rewards"} <= set(bash("config", "--"))
+
+
+def test_a_method_is_offered_its_own_settings_and_no_others(bash):
+    sections = {"ppo": "ppo", "dpg": "dpg", "reinforce": "reinforce", "grpo": "ppo", "rloo": "ppo"}
+    for command, own in sections.items():
+        offered = {word.partition(".")[0] for word in bash(command, "--")}
+        assert offered & {"--ppo", "--dpg", "--reinforce"} == {f"--{own}"}, command
+        assert {"--kl", "--train", "--trl"} <= offered
 
 
 def test_values_are_completed_where_they_are_words(bash):

@@ -47,6 +47,13 @@ def test_a_run_that_can_start_ends_with_0_and_says_what_it_takes(folder, capsys)
         assert f"\n {name} " in out
 
 
+def test_settings_of_every_method_are_read(folder, capsys):
+    own = ["--dpg.lr=1e-5", "--reinforce.minibatches=2", "--ppo.clip=0.1"]
+    assert main(["doctor", "--config=a.yaml", "--no-probe", *own]) == 0
+    assert main(["doctor", "--config=a.yaml", "--no-probe", "--dpg.lrs=1"]) == 2
+    assert "dpg.lrs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("setting", "named"),
     [

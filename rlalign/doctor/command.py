@@ -15,7 +15,7 @@ from rlalign.config import ConfigError, load_config
 from rlalign.doctor.checks import Check, Finding, exit_code
 from rlalign.doctor.machine import look
 from rlalign.doctor.showing import count, make_console, show_checks
-from rlalign.settings.method_sections import PPORun
+from rlalign.settings.method_sections import AnyRun
 from rlalign.startup import QUICKSTART
 
 
@@ -46,9 +46,9 @@ def main(
 def surroundings(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
     """Where the run would write and what it would log to; the defaults where it cannot be read."""
     try:
-        config = load_config(PPORun, argv, default=QUICKSTART)
+        config = load_config(AnyRun, argv, default=QUICKSTART)
     except ConfigError:  # told by whoever looks at the run
-        config = PPORun(rewards={})
+        config = AnyRun(rewards={})
     return config.run.dir, config.trackers
 
 

@@ -22,7 +22,7 @@ from rlalign.exits import run_safely
 from rlalign.generation import check_engine
 from rlalign.runs import check_run
 from rlalign.session import check_samples
-from rlalign.settings.method_sections import PPORun
+from rlalign.settings.method_sections import AnyRun, PPORun
 from rlalign.startup import QUICKSTART, quiet_libraries, say
 from rlalign.terminal import plain_text
 
@@ -92,7 +92,7 @@ def as_content(wants: Demand) -> dict[str, Any]:
 
 def read(argv: Sequence[str], processes: int) -> PPORun:
     """The configuration, after the checks that a run makes before it loads anything."""
-    config = load_config(PPORun, argv, default=QUICKSTART)
+    config = load_config(AnyRun, argv, default=QUICKSTART)
     PPO(config)
     check_samples(config, processes)
     check_run(config.run)
