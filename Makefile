@@ -108,6 +108,7 @@ $(VENV)/.installed-job: $(VENV)/.created pyproject.toml setup.py constraints.txt
 	@echo "installing into $(VENV) what constraints.txt pins (about 2 GB; minutes the first time)"
 	@$(INSTALL) setuptools
 	@$(INSTALL) --no-build-isolation -e '.[$(JOB_EXTRAS)]'
+	@$(if $(TRL),$(PIP) install -q --no-deps --upgrade 'trl==$(TRL)',:)
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.created pyproject.toml setup.py constraints.txt

@@ -86,6 +86,21 @@ def test_warnings_command_versions_and_configuration_stand_on_it(run: Path, page
     assert "torch 2.13.0" in again and "train.seed 7" in again and "max_new_tokens: 24" in again
 
 
+def test_how_to_run_it_again_is_said_where_it_is_known(tmp_path: Path) -> None:
+    def again(name: str, **about: Any) -> str:
+        return text_of(page_of(written_run(tmp_path / name, **about)), "again")
+
+    settings = "config.yaml --run.name=again --run.resume=never"
+    assert re.search(rf"The same settings again ?rlalign dpg --config \S+/{settings}",
+                     again("one", method="dpg", world_size=1))  # fmt: skip
+    assert re.search(rf"after the launcher, for 4 processes ?--config \S+/{settings}",
+                     again("four", world_size=4))  # fmt: skip
+    python = "came from Python, so config.yaml alone does not run it again"
+    assert python in again("model", config={k: v for k, v in CONFIG.items() if k != "model"})
+    assert python in again("rewards", config=CONFIG | {"rewards": {}})
+    assert python not in again("whole")
+
+
 def test_a_run_without_warnings_says_that_this_proves_nothing(tmp_path: Path) -> None:
     quiet = page_of(written_run(tmp_path / "quiet"))
     assert "proves nothing" in text_of(quiet, "warnings")

@@ -195,8 +195,6 @@ def again_of(record: RunRecord) -> str:
     about = record.about
     command = about.get("command")
     line = shlex.join(map(str, command)) if isinstance(command, list) else ""
-    config = shlex.quote(str(record.folder / "config.yaml"))
-    copied = f"rlalign {about.get('method') or 'ppo'} --config {config} --run.name=again"
     rows = {
         "versions": joined(about.get("versions")),
         "commit": joined(about.get("git")),
@@ -206,9 +204,26 @@ def again_of(record: RunRecord) -> str:
         "plug-ins": joined(about.get("plugins")),
     }
     return (
-        f"{code('It was started as', line)}{code('The same settings again', copied)}"
+        f"{code('It was started as', line)}{same_again(record)}"
         f"{tables.pairs({k: v for k, v in rows.items() if v})}"
         f"<details><summary>config.yaml</summary><pre>{lines_of(record.config_text)}</pre></details>"
+    )
+
+
+def same_again(record: RunRecord) -> str:
+    """The command that trains anew by config.yaml, if that holds all that the run was made of."""
+    if not record.setting("model.name") or not all(record.rewards.values()):
+        return paragraphs([
+            "A model or rewards came from Python, so config.yaml alone does not run it again: "
+            "start that script."
+        ])  # fmt: skip
+    config = shlex.quote(str(record.folder / "config.yaml"))
+    settings = f"--config {config} --run.name=again --run.resume=never"
+    world = record.about.get("world_size")
+    if isinstance(world, int) and world > 1:  # how the launcher was told is not known
+        return code(f"The same settings again, after the launcher, for {world} processes", settings)
+    return code(
+        "The same settings again", f"rlalign {record.about.get('method') or 'ppo'} {settings}"
     )
 
 
