@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlalign.config import read_file
+from rlalign.nearby import run_hint
 from rlalign.problems import ConfigError
 from rlalign.report.follow import Lines, Metrics, Row, reward_names, rows_in, seconds_of
 from rlalign.report.live import LiveView
 from rlalign.report.live_text import duration
 from rlalign.runs import MEANINGS, RunFolder
-from rlalign.settings.schema import nearest
 from rlalign.startup import say
 
 RUNS = Path("runs")
@@ -54,11 +54,9 @@ def find(run: str | None) -> RunFolder:
             return RunFolder(place)
     if places[0].is_dir() and any(map(is_run, places[0].iterdir())):
         raise ConfigError(f"{run} is a folder of runs; name one, as {newest(places[0]).path}")
-    beside = [place for folder in {places[0].parent, RUNS} for place in runs_in(folder)]
-    close = nearest(places[0].name, [place.name for place in beside])
-    hint = next((f"did you mean {p}?" for p in beside if p.name == close), "--wait waits for it")
+    hint = run_hint(run) or "; --wait waits for it"
     what = "a folder without a run" if places[0].is_dir() else "no such run"
-    raise ConfigError(f"{run}: {what} (no run.json in it); {hint}")
+    raise ConfigError(f"{run}: {what} (no run.json in it){hint}")
 
 
 def waited_for(run: str | None) -> RunFolder:

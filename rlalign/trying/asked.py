@@ -1,6 +1,5 @@
 """What is to be tried: which run or model, on which prompts, with which columns of the data."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,13 @@ from rlalign.checkpoints.folder import newest_sound
 from rlalign.columns import check_columns
 from rlalign.config import ConfigError
 from rlalign.measure import source_of
+from rlalign.nearby import run_hint
 from rlalign.prompts import Row, is_utf8, read_rows
 from rlalign.settings.sections import RunConfig
 from rlalign.startup import say
 from rlalign.trained import is_checkpoint
 
+NO_RUN = "; a model of the hub needs --config FILE, which says what it is compared with"
 FIRST = "Once upon a time"  # what the rewards are tried on while no prompt is known yet
 
 
@@ -31,7 +32,8 @@ def found(run_or_model: str, has_config: bool) -> str:
     if exists and not folder.is_dir():
         raise ConfigError(f"{run_or_model} is a file; name a run's folder, such as runs/NAME")
     if not exists and not has_config:
-        raise ConfigError(f"{run_or_model}: there is no such run here{nearest(folder)}")
+        hint = run_hint(run_or_model) or NO_RUN
+        raise ConfigError(f"{run_or_model}: there is no such run here{hint}")
     source = source_of(run_or_model)
     holds_a_model = any((Path(source) / name).is_file() for name in ("config.json",
                         "adapter_config.json")) or is_checkpoint(Path(source))  # fmt: skip
@@ -45,20 +47,6 @@ def found(run_or_model: str, has_config: bool) -> str:
         )
     say(f"{run_or_model} has no model/ yet: its checkpoint {newest.name} is taken")
     return str(newest)
-
-
-def nearest(folder: Path) -> str:
-    """`; did you mean runs/first?`, where a run has a similar name, or what else could be meant."""
-    parent = folder.parent
-    names = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
-    close = difflib.get_close_matches(folder.name, names, n=1)
-    if not close and not (folder.is_absolute() or len(folder.parts) > 1) and Path("runs").is_dir():
-        parent = Path("runs")
-        runs = [p.name for p in parent.iterdir() if p.is_dir()]
-        close = difflib.get_close_matches(folder.name, runs, n=1)
-    if close:
-        return f"; did you mean {parent / close[0]}?"
-    return "; a model of the hub needs --config FILE, which says what it is compared with"
 
 
 def rows_of(
