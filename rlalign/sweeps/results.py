@@ -1,5 +1,6 @@
 """What a sweep ends with: a table, the picture, importances, and the best configuration."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from rlalign.sweeps.picture import draw_pareto
 from rlalign.sweeps.queue import Queue, alone
 from rlalign.terminal import printable
 
+OF_THE_SCORE = re.compile(r"rewards\.[^.]+\.(weight|scale|clip|threshold)|score\..+")
 COMMANDS = ("ppo", "dpg", "reinforce", "grpo", "rloo")
 
 
@@ -85,7 +87,21 @@ def _about_best(sweep: Sweep, trials: Sequence[Outcome], winner: Outcome) -> lis
             f"  within two standard errors of it: trial {', '.join(map(str, near))}; its lead "
             "over them may be chance"
         )
+    if changed := _changes_the_metric(sweep):
+        lines.append(
+            f"  {sweep.metric} is made of {', '.join(changed)}, which the trials do not share: "
+            "its values are of different scores; compare one reward, eval/reward/NAME"
+        )
     return lines
+
+
+def _changes_the_metric(sweep: Sweep) -> list[str]:
+    """The varied settings that say what the metric is."""
+    kind = sweep.metric.removeprefix("eval/")
+    if kind not in ("score", "objective"):
+        return []
+    has_kl = kind == "objective"
+    return [n for n in sweep.varied if OF_THE_SCORE.fullmatch(n) or (has_kl and n == "kl.coef")]
 
 
 def _about_importances(sweep: Sweep, found: Importances | None) -> list[str]:

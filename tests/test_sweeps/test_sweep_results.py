@@ -78,6 +78,26 @@ def test_a_lead_within_the_noise_is_called_one(done, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("metric", "varied", "named"),
+    [
+        ("score", "rewards.rain.weight", True),
+        ("eval/score", "score.clip", True),
+        ("eval/objective", "kl.coef", True),
+        ("eval/score", "kl.coef", False),
+        ("eval/reward/rain", "rewards.rain.weight", False),
+        ("eval/score", "rewards.rain.words", False),
+    ],
+)
+def test_a_metric_that_the_sweep_itself_changes_is_told(here, capsys, metric, varied, named):
+    write({varied: {"values": [1.0, 2.0]}}, metric=METRIC | {"name": metric})
+    trials = queue(total=2)
+    while claimed := trials.claim():
+        trials.end(claimed, Ending(0, 1.0, ""))
+    said = f"{metric} is made of {varied}, which the trials do not share"
+    assert (said in out(capsys)) == named
+
+
 def test_the_points_of_the_picture_are_in_a_file(done, capsys):
     out(capsys)
     rows = list(csv.DictReader((FOLDER / "trials.csv").open()))
