@@ -66,7 +66,7 @@ def waited_for(run: str | None) -> RunFolder:
     while True:
         try:
             found = find(run)
-            if found.path not in over:
+            if found.path not in over or _is_running(found.path):  # resumed
                 return found
         except ConfigError:
             pass

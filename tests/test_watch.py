@@ -198,6 +198,21 @@ def test_wait_without_a_name_waits_for_a_run_that_is_not_over(run, capsys):
     assert capsys.readouterr().err == "rlalign: waiting for a run in runs\n"
 
 
+def test_wait_without_a_name_takes_an_old_run_that_goes_on(run, capsys):
+    run.end("preempted", 143)
+
+    def go_on() -> None:
+        time.sleep(0.2)
+        run.folder.write_run_json({"status": "running"})
+        time.sleep(0.2)
+        run.end("done", 0)
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    assert main(["watch", "--wait"]) == 0
+    thread.join()
+
+
 def test_a_damaged_folder_is_shown_as_far_as_it_can_be(run, capsys):
     run.folder.config_yaml.write_text("train: [\n")
     with run.folder.metrics_jsonl.open("ab") as file:
