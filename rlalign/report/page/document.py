@@ -84,8 +84,8 @@ def static(name: str) -> str:
 THEME = '<button type="button" id="theme" hidden>Theme: auto</button>'
 CURVES = (
     '<div class="panels" data-charts="curves"></div><p class="note">Lines are the training '
-    "(the score's band: 95% of an iteration's mean), circles the evaluations with their 95% "
-    "intervals.</p>"
+    "(the score's band: 95% of an iteration's mean, its responses taken as independent), "
+    "circles the evaluations with their 95% intervals.</p>"
 )
 FRONTIER = (
     '<div class="panels" data-charts="frontiers"></div><p class="note">What each nat of KL bought. '

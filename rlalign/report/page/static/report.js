@@ -56,7 +56,8 @@ for (const button of document.querySelectorAll(".copy")) {
   const color = (run) => (run < 0 ? "var(--before)" : `var(--run-${run % 8})`);
   const symbols = ["circle", "square", "triangle", "diamond", "star", "cross"];
   const symbol = (run) => symbols[Math.floor(Math.max(run, 0) / 8) % symbols.length];
-  const name = (run) => (run < 0 ? "before" : data.runs.length > 1 ? data.runs[run] : "after");
+  const name = (run) => (data.runs.length < 2 ? (run < 0 ? "before" : "after")
+    : run < 0 ? `before ${data.runs[0]}` : data.runs[run]);
   const short = new Intl.NumberFormat("en", { maximumSignificantDigits: 4, useGrouping: false });
   const number = (value) => short.format(value).replace("-", "−");
   const ticks = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
