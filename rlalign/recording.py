@@ -105,3 +105,5 @@ class RunRecorder:
         if self._trackers is not None:
             # Seconds for W&B to upload the rest; who waits for this process would kill it.
             self._trackers.close(10.0 if ending.status == "preempted" else 3.0)
+        if self.is_main and self.is_begun:
+            write_report(self.folder)  # last: of all that is written it may best be missing

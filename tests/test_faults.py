@@ -37,6 +37,11 @@ def test_an_error_on_one_rank_ends_all_and_is_told_as_it_was(server, place, phas
     assert said["message"].startswith("TypeError: a fault of ours")
     last = [line for line in job.stderr.splitlines() if line.startswith("rlalign: ")][-1]
     assert last == f"rlalign: {said['message']}"
+    page = place / f"runs/{name}/report.html"
+    assert page.exists() == bool(iteration)  # without a row there is nothing to show
+    if iteration:
+        told = page.read_text(encoding="utf-8")
+        assert '<p class="soft">failed · PPO' in told and "TypeError: a fault of ours" in told
 
 
 def test_an_error_does_not_wait_for_ranks_that_are_busy(server, place):

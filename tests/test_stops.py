@@ -57,6 +57,8 @@ def test_a_second_sigterm_is_the_first(server, place):
         os.kill(pid, signal.SIGTERM)
     assert job.wait(60) == [143, 143], job.stderr
     assert ended(place, "twice")["status"] == "preempted"
+    page = (place / "runs/twice/report.html").read_text(encoding="utf-8")
+    assert '<p class="soft">preempted · PPO' in page
 
 
 def test_two_stops_in_a_row_record_no_row_twice(server, place, unbroken):

@@ -209,7 +209,6 @@ class _Run:
     def ended(self, error: BaseException | None = None) -> None:
         if error is None and self.is_main:
             self.folder.finish("done", 0)
-            write_report(self.folder)
         elif error is not None:
             ending = endings.ended(error, self.session.ranks.rank)
             if self.is_main:
@@ -217,6 +216,8 @@ class _Run:
                 self.folder.finish(ending.status, code, last_line(ending.error), where)
         if self.trackers is not None:
             self.trackers.close(CLOSE_SECONDS if error is None else 3.0)
+        if self.is_main:
+            write_report(self.folder)
 
 
 def build_trainer(session: Session, method: Method, folder: RunFolder, recorder: Recorder) -> Any:
